@@ -1,0 +1,6 @@
+"""Codes: which values can be stored, and how are they reached?"""
+
+from lowbit.codes.integer import IntegerGrid as IntegerGrid
+from lowbit.codes.ranges import HessianRange as HessianRange
+from lowbit.codes.ranges import MinMax as MinMax
+from lowbit.codes.ranges import SearchedRange as SearchedRange

@@ -1,0 +1,77 @@
+"""Quantize one layer: what a recipe means."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lowbit.core.fields import bits_per_weight
+from lowbit.core.order import visit
+from lowbit.core.parts import Correction
+from lowbit.core.problem import LayerProblem
+from lowbit.core.recipe import Recipe
+from lowbit.core.records import FittedTransform, Outcome, Side
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedLayer:
+    """A layer [N, K] as it is stored. `stats` is filled by the solve and empty for a layer read back."""
+
+    recipe: Recipe
+    shape: tuple[int, int]
+    codes: Tensor
+    side: Side
+    transform: FittedTransform
+    correction: Correction | None = None
+    outcomes: tuple[Outcome, ...] = ()
+    stats: Mapping[str, float] | None = None
+
+    def dequantize(self) -> Tensor:
+        """The weight [N, K] that the stored tensors stand for, float32."""
+        columns = torch.arange(self.shape[1])
+        weight = self.transform.undo(self.recipe.code.decode(self.codes, self.side, columns))
+        return weight if self.correction is None else weight + self.correction.dense()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors to store, by field name (see `Recipe.fields`); integers are not packed yet."""
+        stored = {"codes": self.codes, **self.side, **self.recipe.transform.tensors(self.transform)}
+        if self.correction is not None:
+            stored |= self.correction.tensors()
+        return {name: stored[name] for name in self.recipe.fields(self.shape)}
+
+
+def quantize_layer(problem: LayerProblem, recipe: Recipe, rng: torch.Generator) -> QuantizedLayer:
+    """Solve `problem` with the parts of `recipe`; `rng` feeds whatever is random in them."""
+    recipe.check(problem.shape)
+    fitted = recipe.transform.fit(problem, rng)
+    inner = fitted.forward(problem)
+    if fitted.order is None:
+        rounded = recipe.rounder.round(inner, recipe.code)
+    else:
+        rounded = visit(recipe.rounder, inner, recipe.code, fitted.order)
+    correction = None
+    if recipe.side_car is not None:
+        correction = recipe.side_car.fit(problem, fitted.undo(rounded.w_hat))
+    layer = QuantizedLayer(recipe, problem.shape, rounded.codes, rounded.side, fitted, correction, rounded.outcomes)
+    return _measured(layer, problem)
+
+
+def restore_layer(recipe: Recipe, shape: tuple[int, int], tensors: Mapping[str, Tensor]) -> QuantizedLayer:
+    """A layer from its stored tensors (unpacked), by field name."""
+    side = {name: tensors[name] for name in recipe.code.fields(shape) if name != "codes"}
+    transform = recipe.transform.restore(tensors, shape)
+    correction = recipe.side_car.restore(tensors, shape) if recipe.side_car is not None else None
+    return QuantizedLayer(recipe, shape, tensors["codes"], side, transform, correction)
+
+
+def _measured(layer: QuantizedLayer, problem: LayerProblem) -> QuantizedLayer:
+    w_hat = layer.dequantize()
+    stats = {
+        "loss": problem.loss(w_hat),
+        "relative_loss": problem.relative_loss(w_hat),
+        "bits_per_weight": bits_per_weight(layer.recipe.fields(layer.shape), layer.shape),
+    }
+    return QuantizedLayer(
+        layer.recipe, layer.shape, layer.codes, layer.side, layer.transform, layer.correction, layer.outcomes, stats
+    )

@@ -1,0 +1,120 @@
+"""The factorisation under every rounding step, with a damping ladder that tells what it did.
+
+    H + damping * mean(diag H) * I = A diag(d) A^T,     A unit upper triangular, d > 0
+
+Then loss = sum_j d_j |(E A)_j|^2 for E = W_hat - W: each column meets its own cost d_j once the errors of the
+columns before it are cancelled. This is LDLQ's form (QuIP, arXiv 2307.13304, eq. 4) and equals OPTQ's Cholesky
+factor of the inverse (arXiv 2210.17323) with 1/d_j = U_jj^2; one factorisation instead of three.
+
+Cost: K^3/3 multiply-adds in float64. The result does not depend on the number of threads: LAPACK's own
+factorisation does, so we call it on fixed diagonal blocks by one thread and leave the rest to products.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lowbit.core.errors import BadRequest
+from lowbit.core.records import Outcome
+
+_BLOCK = 256
+_LARGEST_DAMPING = 1e3
+
+
+@dataclass(frozen=True, eq=False)
+class Factor:
+    """A [K, K] unit upper triangular and d [K], in float64, with what had to be done to get them."""
+
+    unit_upper: Tensor
+    diagonal: Tensor
+    damping: float
+    outcomes: tuple[Outcome, ...]
+
+
+def unit_upper_factor(hessian: Tensor, damping: float) -> Factor:
+    """Factor `hessian` [K, K] after adding `damping` (a fraction of its mean diagonal, >= 0) to its diagonal.
+
+    Where that is not positive definite, damping is raised tenfold (from 1e-6 on) until it is, and the outcome says
+    so. Raises BadRequest when the matrix is not finite or not even strong damping makes it definite.
+    """
+    h = hessian.double()
+    if not bool(torch.isfinite(h).all()):
+        raise BadRequest("The Hessian is not finite. Look for Inf or NaN in the calibration activations.")
+    mean = float(h.diagonal().mean())
+    if mean <= 0:
+        return Factor(torch.eye(len(h), dtype=h.dtype), torch.ones(len(h), dtype=h.dtype), damping, (no_signal(),))
+    used, outcomes = damping, dead_inputs(h)
+    while used <= _LARGEST_DAMPING:
+        damped = h.clone()
+        damped.diagonal().add_(used * mean)
+        lower = cholesky(damped.flip(0, 1))
+        if lower is not None:
+            if used != damping:
+                outcomes = (*outcomes, damping_raised(damping, used))
+            upper = lower.flip(0, 1)
+            pivots = upper.diagonal().clone()
+            return Factor(upper / pivots, pivots.square(), used, outcomes)
+        used = max(10 * used, 1e-6)
+    raise BadRequest(f"The Hessian is not positive semi-definite even with damping {used:g} of its mean diagonal.")
+
+
+def cholesky(matrix: Tensor) -> Tensor | None:
+    """Lower Cholesky factor of a symmetric matrix [K, K], overwriting it; None where it is not positive definite."""
+    k = len(matrix)
+    for start in range(0, k, _BLOCK):
+        stop = min(start + _BLOCK, k)
+        done = matrix[start:stop, :start]
+        matrix[start:, start:stop] -= matrix[start:, :start] @ done.T
+        with one_thread():
+            block, info = torch.linalg.cholesky_ex(matrix[start:stop, start:stop])
+        if int(info) != 0 or not bool(torch.isfinite(block.diagonal()).all()):
+            return None
+        matrix[start:stop, start:stop] = block
+        if stop < k:
+            below = torch.linalg.solve_triangular(block, matrix[stop:, start:stop].T, upper=False)
+            matrix[stop:, start:stop] = below.T
+    return matrix.tril_()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run the body on one intra-operation thread, for routines whose result depends on the number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def dead_inputs(hessian: Tensor) -> tuple[Outcome, ...]:
+    """An outcome naming how many inputs were zero on every calibration token, or nothing."""
+    dead = int((hessian.diagonal() == 0).sum())
+    if not dead:
+        return ()
+    return (
+        Outcome(
+            "dead inputs",
+            f"{dead} of {len(hessian)} inputs never fired in calibration: their weights are rounded to nearest.",
+            "Calibrate on more, or more varied, text.",
+        ),
+    )
+
+
+def no_signal() -> Outcome:
+    return Outcome(
+        "no signal",
+        "The Hessian is zero: no calibration token reached this layer; weights are rounded to nearest.",
+        "Calibrate on more, or more varied, text.",
+    )
+
+
+def damping_raised(asked: float, used: float) -> Outcome:
+    return Outcome(
+        "damping raised",
+        f"The Hessian was not positive definite with damping {asked:g}; {used:g} was used.",
+        "Use more calibration tokens than the layer has inputs, or ask for this damping.",
+    )

@@ -1,0 +1,56 @@
+"""The one problem everything numerical sees.
+
+    loss(W_hat) = tr( (W_hat - W) H (W_hat - W)^T ),    H = mean of x x^T over calibration tokens
+    with G:       tr( G (W_hat - W) H (W_hat - W)^T )
+
+N = outputs, K = inputs, PyTorch's order. No module, no model name, no file.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lowbit.core.errors import require
+
+
+@dataclass(frozen=True)
+class LayerProblem:
+    """Weights and what it costs to change them.
+
+    weight: [N, K], float32 or float64, finite.
+    hessian: [K, K], symmetric positive semi-definite, float64 (float32 is accepted); no factor 2.
+    row_hessian: [N, N] likewise, or None for the identity.
+    """
+
+    weight: Tensor
+    hessian: Tensor
+    row_hessian: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        n, k = self.weight.shape
+        require(
+            self.hessian.shape == (k, k),
+            f"LayerProblem: weight is [{n}, {k}], so the hessian must be [{k}, {k}], got {list(self.hessian.shape)}.",
+        )
+        require(
+            self.row_hessian is None or self.row_hessian.shape == (n, n),
+            f"LayerProblem: weight is [{n}, {k}], so the row_hessian must be [{n}, {n}].",
+        )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.weight.shape[0], self.weight.shape[1]
+
+    def loss(self, w_hat: Tensor) -> float:
+        """The proxy loss of approximating the weight by `w_hat` [N, K]; computed in float64."""
+        error = (w_hat - self.weight).double()
+        weighted = error @ self.hessian.double()
+        if self.row_hessian is not None:
+            weighted = self.row_hessian.double() @ weighted
+        return float(torch.dot(weighted.flatten(), error.flatten()))
+
+    def relative_loss(self, w_hat: Tensor) -> float:
+        """Loss over the loss of an all-zero layer: 0 is exact, 1 is as bad as no layer. NaN-free: 0/0 is 0."""
+        whole = self.loss(torch.zeros_like(self.weight))
+        return self.loss(w_hat) / whole if whole > 0 else 0.0

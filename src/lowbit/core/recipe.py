@@ -1,0 +1,53 @@
+"""A recipe: the frozen product of parts. It has no behaviour; `quantize_layer` is what is done with it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lowbit.core.errors import require
+from lowbit.core.fields import Field
+from lowbit.core.parts import Code, Rounder, SideCar, Statistic, Transform
+
+Refresh = Literal["input", "block"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one layer is quantized.
+
+    name: the method as its users call it. refresh: calibration inputs are computed anew after each group of layers
+    that share an input ("input", the papers' true-sequential order) or once per decoder block ("block").
+    """
+
+    name: str
+    statistic: Statistic
+    transform: Transform
+    code: Code
+    rounder: Rounder
+    side_car: SideCar | None = None
+    refresh: Refresh = "input"
+
+    def __post_init__(self) -> None:
+        require(
+            self.refresh in ("input", "block"),
+            f'Recipe(refresh={self.refresh!r}): must be "input" (after each group of layers that share an input) '
+            'or "block" (once per decoder block).',
+        )
+
+    def check(self, shape: tuple[int, int]) -> None:
+        """Raise BadRequest where a layer [N, K] does not fit the parts."""
+        self.transform.check(shape)
+        self.code.check(shape)
+
+    def fields(self, shape: tuple[int, int]) -> dict[str, Field]:
+        """Everything a layer [N, K] stores, by name; names are unique over the parts."""
+        parts = [self.code.fields(shape), self.transform.fields(shape)]
+        if self.side_car is not None:
+            parts.append(self.side_car.fields(shape))
+        merged: dict[str, Field] = {}
+        for fields in parts:
+            require(
+                not merged.keys() & fields.keys(),
+                f"Recipe {self.name}: two parts store {merged.keys() & fields.keys()}.",
+            )
+            merged |= fields
+        return merged

@@ -1,0 +1,65 @@
+"""What the parts hand to each other: frozen records without behaviour of their own."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from lowbit.core.maps import Identity, LinearMap, Permutation
+from lowbit.core.problem import LayerProblem
+
+Side = Mapping[str, Tensor]
+"""Side information of a code by field name: scales, zero points, tables. Names without a field are working values."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Something that did not go as asked: what kind, what happened, what to do about it."""
+
+    kind: str
+    detail: str
+    remedy: str
+
+
+@dataclass(frozen=True, eq=False)
+class Rounded:
+    """The answer of a rounder.
+
+    codes: unsigned integers, [row tiles, column tiles, ...] as the code defines them ([N, K] for scalar codes).
+    w_hat: [N, K], equal bit for bit to decoding `codes` with `side`.
+    """
+
+    codes: Tensor
+    side: Side
+    w_hat: Tensor
+    outcomes: tuple[Outcome, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class FittedTransform:
+    """A function-preserving change of coordinates: W' = L W R^-1, H' = R H R^T, y = L^-1 W' R x.
+
+    left [N], right [K]: maps of the output and the input features.
+    order: where given, columns are *visited* in this order but stored in their own; it costs nothing to store.
+    parts: the fitted parts of a chain, in the order they were applied; empty for a single transform.
+    """
+
+    left: LinearMap = field(default_factory=Identity)
+    right: LinearMap = field(default_factory=Identity)
+    order: Permutation | None = None
+    parts: tuple["FittedTransform", ...] = ()
+
+    def forward(self, problem: LayerProblem) -> LayerProblem:
+        """The same problem in the new coordinates."""
+        back = self.right.inverse().transpose()
+        weight = self.left.apply(back.apply(problem.weight).T).T.contiguous()
+        hessian = self.right.apply(self.right.apply(problem.hessian).T)
+        row_hessian = problem.row_hessian
+        if row_hessian is not None:
+            out = self.left.inverse().transpose()
+            row_hessian = out.apply(out.apply(row_hessian).T)
+        return LayerProblem(weight, (hessian + hessian.T) / 2, row_hessian)
+
+    def undo(self, weight: Tensor) -> Tensor:
+        """[N, K] in the new coordinates back to the layer's own: W = L^-1 W' R."""
+        return self.left.inverse().apply(self.right.transpose().apply(weight).T).T.contiguous()

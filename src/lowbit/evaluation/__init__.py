@@ -1,0 +1,1 @@
+"""Evaluation: how close a quantized model is to its original."""

@@ -1,0 +1,1 @@
+"""Formats: how quantized models lie on disk."""

@@ -1,0 +1,1 @@
+"""Integrations: lowbit inside the tools where people work."""

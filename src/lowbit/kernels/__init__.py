@@ -1,0 +1,1 @@
+"""Kernels: tensors in, tensors out. For each operation a plain torch reference and a numba version for the CPU."""

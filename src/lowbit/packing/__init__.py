@@ -1,0 +1,4 @@
+"""Packing: integers of any width as a dense little-endian bit stream, and the check that a stream is legal."""
+
+from lowbit.packing.dense import pack as pack
+from lowbit.packing.dense import unpack as unpack

@@ -1,0 +1,1 @@
+"""Pipeline: find blocks and linears, capture inputs, drive the parts, keep the journal."""

@@ -1,0 +1,29 @@
+"""The named methods, and making one from a name and the settings a user typed."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+
+from lowbit.core.errors import BadRequest
+from lowbit.core.recipe import Recipe
+from lowbit.recipes.scalar import optq, rtn
+
+CATALOGUE: dict[str, Callable[..., Recipe]] = {function.__name__: function for function in (rtn, optq)}
+
+
+def make_recipe(name: str, settings: Mapping[str, object] | None = None) -> Recipe:
+    """The recipe `name` with `settings`; raises BadRequest naming the nearest recipe or setting where unknown."""
+    if name not in CATALOGUE:
+        raise BadRequest(f"No recipe named {name!r}.{_nearest(name, CATALOGUE)} `lowbit recipes` lists them all.")
+    known = inspect.signature(CATALOGUE[name]).parameters
+    for setting in settings or {}:
+        if setting not in known:
+            raise BadRequest(
+                f"Recipe {name} has no setting {setting!r}.{_nearest(setting, known)} It has: {', '.join(known)}."
+            )
+    return CATALOGUE[name](**(settings or {}))
+
+
+def _nearest(word: str, known: Mapping[str, object]) -> str:
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.4)
+    return f" Did you mean {' or '.join(close)}?" if close else ""

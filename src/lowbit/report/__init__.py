@@ -1,0 +1,1 @@
+"""Report: what was done and how good it is, to read and to look at."""

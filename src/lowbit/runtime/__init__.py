@@ -1,0 +1,1 @@
+"""Runtime: what a loaded model runs."""

@@ -1,0 +1,1 @@
+"""Side-cars: what is kept apart from the codes?"""
