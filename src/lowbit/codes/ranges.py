@@ -106,7 +106,10 @@ class SearchedRange:
 
 @dataclass(frozen=True)
 class HessianRange:
-    """The fraction of the range with the least sum d_j (w_j - Q(w)_j)^2; fields as in SearchedRange, damping as in Ldlq."""
+    """The fraction of the range with the least sum d_j (w_j - Q(w)_j)^2.
+
+    smallest, steps: as in SearchedRange; damping: as in Ldlq.
+    """
 
     smallest: float = 0.2
     steps: int = 80
