@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lowbit.core.errors import require
 from lowbit.core.fields import Bits, Field
 from lowbit.core.maps import Permutation
 from lowbit.core.problem import LayerProblem
@@ -41,7 +42,12 @@ class ActOrder:
         return {"order": fitted.right.index}
 
     def restore(self, tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> FittedTransform:
-        return FittedTransform(right=Permutation(tensors["order"].long()))
+        index = tensors["order"].long()
+        require(
+            torch.equal(index.sort().values, torch.arange(shape[1])),
+            f"ActOrder: the stored order does not name each of the {shape[1]} columns once. The file is damaged.",
+        )
+        return FittedTransform(right=Permutation(index))
 
 
 @dataclass(frozen=True)

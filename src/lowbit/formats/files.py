@@ -1,0 +1,99 @@
+"""Files that are either whole or absent, and the same bytes for the same contents.
+
+A file is written under a temporary name in its own folder, flushed to the disk, renamed, and the rename is flushed:
+a crash at any instant leaves the old file or the new one. The temporary name is fixed, so that a run that is repeated
+after a crash overwrites what the crash left.
+
+Safetensors files are written here because the library's writer orders metadata at random (a hash map); ours writes
+the metadata by name, then the tensors, widest type first, then by name, so that every tensor is aligned.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from io import BufferedWriter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowbit.formats.shards import DTYPES
+
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_CHUNK = 1 << 20
+
+
+def write_bytes_atomically(path: Path, data: bytes) -> None:
+    """Write `data` to `path`, replacing it as a whole. Raises OSError, leaving `path` as it was."""
+    with _replacing(path) as file:
+        file.write(data)
+
+
+def write_json_atomically(path: Path, obj: Any) -> None:
+    """Write JSON, keys in the order given, as `write_bytes_atomically` does."""
+    write_bytes_atomically(path, (json.dumps(obj, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_tensors_atomically(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Write a safetensors file as `write_bytes_atomically` does; returns its sha256 in hexadecimal.
+
+    tensors: on any device, of any shape, of the types in `shards.DTYPES`.
+    """
+    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    digest = hashlib.sha256()
+    with _replacing(path) as file:
+        for data in (_header(order, tensors, metadata), *(_bytes(tensors[name]) for name in order)):
+            digest.update(data)
+            file.write(data)
+    return digest.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BufferedWriter]:
+    """A file open for writing that becomes `path` when the body ends, and vanishes when it raises."""
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _flush_folder(path.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    if os.name == "nt":  # Windows cannot open folders and flushes renames by itself
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _header(order: list[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    position = 0
+    for name in order:
+        end = position + tensors[name].nbytes
+        shape = list(tensors[name].shape)
+        header[name] = {"dtype": _NAMES[tensors[name].dtype], "shape": shape, "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
