@@ -1,7 +1,7 @@
 """Invertible linear maps of a feature axis, with their structure as tags.
 
-A map acts on the last dimension of a tensor. Tags (`is_orthogonal`, `is_diagonal`, `is_permutation`) let others
-choose how to fold, store or invert a map without asking for its class.
+A map acts on the last dimension of a tensor, in that tensor's type. Tags (`is_orthogonal`, `is_diagonal`,
+`is_permutation`) let others choose how to fold, store or invert a map without asking for its class.
 """
 
 from dataclasses import dataclass
@@ -67,7 +67,7 @@ class Diagonal:
     is_orthogonal = is_permutation = False
 
     def apply(self, x: Tensor) -> Tensor:
-        return x * self.scale
+        return x * self.scale.to(x.dtype)
 
     def inverse(self) -> "Diagonal":
         return Diagonal(1 / self.scale)
@@ -85,7 +85,7 @@ class Dense:
     is_diagonal = is_permutation = False
 
     def apply(self, x: Tensor) -> Tensor:
-        return x @ self.matrix.T
+        return x @ self.matrix.T.to(x.dtype)
 
     def inverse(self) -> "Dense":
         return Dense(self.matrix.T if self.is_orthogonal else torch.linalg.inv(self.matrix), self.is_orthogonal)

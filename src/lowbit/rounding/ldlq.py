@@ -5,6 +5,9 @@ column j should aim at
 
     W_j + sum over i < j of (W_i - W_hat_i) A_ij
 
+Where j counts tiles of several columns, A is taken unit upper triangular in tiles, A_jj = I (QuIP#, arXiv 2402.04396,
+block LDLQ): the same matrix with each tile's columns multiplied by its own A_jj^-1.
+
 A group's side information is re-estimated, where the code asks for it, from the real weights that would be best for
 the whole group given the columns before it, W_g + (E A)_g A_gg^-1, which is what OPTQ's updated weights hold then.
 
@@ -21,6 +24,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from lowbit.core.errors import require
 from lowbit.core.linalg import unit_upper_factor
@@ -42,7 +46,8 @@ class Ldlq:
 
     def round(self, problem: LayerProblem, code: Code) -> Rounded:
         W, factor = problem.weight, unit_upper_factor(problem.hessian, self.damping)
-        A, side, codes = factor.unit_upper.to(W.dtype), code.fit(problem), []
+        A = _unit_tiles(factor.unit_upper, code.tile[1]).to(W.dtype)
+        side, codes = code.fit(problem), []
         w_hat, error = torch.empty_like(W), torch.zeros_like(W)
         for group in _spans(0, W.shape[1], code.refit_every or W.shape[1]):
             if code.refit_every:
@@ -56,6 +61,17 @@ class Ldlq:
                 error[:, slab] = W[:, slab] - w_hat[:, slab]
                 codes.append(q)
         return Rounded(torch.cat(codes, 1), side, w_hat, factor.outcomes)
+
+
+def _unit_tiles(unit_upper: Tensor, width: int) -> Tensor:
+    """A with identities as its diagonal tiles: the same quadratic form, each tile with a joint cost."""
+    if width == 1:
+        return unit_upper
+    result = torch.empty_like(unit_upper)
+    for tile in _spans(0, len(unit_upper), width):
+        own = unit_upper[tile, tile]
+        result[:, tile] = torch.linalg.solve_triangular(own, unit_upper[:, tile], upper=True, left=False)
+    return result
 
 
 def _spans(start: int, stop: int, width: int) -> Iterator[slice]:

@@ -1,0 +1,48 @@
+"""Layer problems the laws are tried on: [6, 24], small enough for thousands of solves, each with a character."""
+
+import torch
+from torch import Tensor
+
+from lowbit.core.problem import LayerProblem
+
+N, K = 6, 24
+
+
+def correlated_inputs(tokens: int, k: int, generator: torch.Generator) -> Tensor:
+    """Tokens x [T, k], float64: neighbouring inputs correlate at 0.9 and their sizes differ up to a hundredfold."""
+    lag = (torch.arange(k)[:, None] - torch.arange(k)).abs()
+    mixing = torch.linalg.cholesky(0.9 ** lag.double())
+    sizes = torch.logspace(-1, 1, k, dtype=torch.float64)[torch.randperm(k, generator=generator)]
+    return torch.randn(tokens, k, generator=generator, dtype=torch.float64) @ mixing.T * sizes
+
+
+def correlated(
+    seed: int, n: int = N, k: int = K, tokens: int = 200, dtype: torch.dtype = torch.float64
+) -> LayerProblem:
+    """A Gaussian weight and the second moment of correlated inputs."""
+    generator = torch.Generator().manual_seed(seed)
+    x = correlated_inputs(tokens, k, generator)
+    weight = torch.randn(n, k, generator=generator, dtype=torch.float64).to(dtype)
+    return LayerProblem(weight, x.T @ x / tokens)
+
+
+def problems(dtype: torch.dtype) -> dict[str, LayerProblem]:
+    """Every character once, with weights of `dtype`."""
+    usual = correlated(0, dtype=dtype)
+    dead = usual.hessian.clone()
+    dead[[3, 17]], dead[:, [3, 17]] = 0, 0
+    outlier = usual.weight.clone()
+    outlier[1, 5], outlier[4, 20] = 40.0, -25.0
+    rows = torch.randn(N, 3 * N, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return {
+        "usual": usual,
+        "fewer tokens than inputs": correlated(2, tokens=K // 3, dtype=dtype),
+        "dead inputs": LayerProblem(usual.weight, dead),
+        "no signal": LayerProblem(usual.weight, torch.zeros(K, K, dtype=torch.float64)),
+        "outliers": LayerProblem(outlier, usual.hessian),
+        "one sign": LayerProblem(usual.weight.abs() + 1, usual.hessian),
+        "zero weight": LayerProblem(torch.zeros_like(usual.weight), usual.hessian),
+        "small weight": LayerProblem(usual.weight / 64, usual.hessian),
+        "row hessian": LayerProblem(usual.weight, usual.hessian, rows @ rows.T / N),
+        "float32 hessian": LayerProblem(usual.weight, usual.hessian.float()),
+    }

@@ -1,0 +1,129 @@
+"""Every part there is, by name: the laws hold for the rows of these tables and for their products.
+
+A new part is one new row. `test_tables.py` fails while an exported part or a recipe has none.
+"""
+
+from itertools import product
+
+import torch
+
+from laws.toys import Codebook, FloatMoment, Lattice, LowRank, Rotated, Scaled, Sheared
+from lowbit.codes import HessianRange, IntegerGrid, MinMax, SearchedRange
+from lowbit.core.maps import Dense, Diagonal, Identity, Permutation, compose
+from lowbit.core.recipe import Recipe
+from lowbit.recipes import make_recipe
+from lowbit.rounding import Ldlq, Nearest, Optq
+from lowbit.statistics import Isotropic, SecondMoment
+from lowbit.transforms import ActOrder, Chain, NoTransform, StaticOrder
+
+STATISTICS = {
+    "second moment": SecondMoment(),
+    "isotropic": Isotropic(),
+    "toy: float moment": FloatMoment(),
+}
+
+TRANSFORMS = {
+    "none": NoTransform(),
+    "act-order": ActOrder(),
+    "static order": StaticOrder(),
+    "empty chain": Chain(()),
+    "toy: rotated": Rotated(),
+    "toy: sheared": Sheared(),
+    "toy: scaled": Scaled(),
+    "toy: scaled, then act-order": Chain((Scaled(), ActOrder())),
+    "toy: rotated, then visited in order": Chain((Rotated(), StaticOrder())),
+    "toy: a chain in a chain": Chain((Chain((ActOrder(),)), Chain((Sheared(), StaticOrder())))),
+}
+
+RANGES = {"min-max": MinMax(), "searched": SearchedRange(steps=20), "hessian": HessianRange(steps=20)}
+
+CODES = {
+    **{f"{bits} bits": IntegerGrid(bits) for bits in range(1, 9)},
+    **{f"{bits} bits symmetric": IntegerGrid(bits, symmetric=True) for bits in (1, 2, 4, 8)},
+    "per tensor": IntegerGrid(4, "tensor"),
+    "groups": IntegerGrid(3, 8),
+    "groups of one": IntegerGrid(2, 1),
+    "static groups": IntegerGrid(3, 8, scales="static"),
+    "symmetric groups": IntegerGrid(1, 4, symmetric=True),
+    "searched range": IntegerGrid(3, 12, range=RANGES["searched"]),
+    "searched symmetric": IntegerGrid(2, "row", symmetric=True, range=RANGES["searched"]),
+    "hessian range": IntegerGrid(3, 12, range=RANGES["hessian"]),
+    "hessian range per tensor": IntegerGrid(2, "tensor", range=RANGES["hessian"]),
+    "bfloat16 scales": IntegerGrid(4, 8, scale_dtype="bfloat16"),
+    "float32 scales": IntegerGrid(4, "row", scale_dtype="float32"),
+    "toy: pairs of columns": Codebook(6, (1, 2)),
+    "toy: quadruples of columns": Codebook(8, (1, 4)),
+    "toy: pairs of rows": Codebook(5, (2, 1)),
+    "toy: squares": Codebook(7, (2, 2)),
+    "toy: lattice": Lattice(),
+}
+
+ROUNDERS = {
+    "nearest": Nearest(),
+    "ldlq": Ldlq(),
+    "ldlq, odd slabs": Ldlq(damping=0.1, slab=5),
+    "optq": Optq(),
+}
+COLUMN_BY_COLUMN = ("optq",)
+"""Rounders that refuse codes with wider tiles."""
+
+SIDE_CARS = {"toy: low rank": LowRank(2)}
+
+RECIPES = {
+    "rtn": make_recipe("rtn"),
+    "rtn 3 bits in groups": make_recipe("rtn", {"bits": 3, "group_size": 8}),
+    "rtn symmetric": make_recipe("rtn", {"bits": 2, "symmetric": True}),
+    "rtn per tensor": make_recipe("rtn", {"bits": 8, "group_size": "tensor"}),
+    "rtn mse": make_recipe("rtn", {"bits": 3, "range": "mse"}),
+    "rtn hessian": make_recipe("rtn", {"bits": 2, "range": "hessian"}),
+    "optq": make_recipe("optq"),
+    "optq whole row by -1": make_recipe("optq", {"group_size": -1, "refresh": "block"}),
+    "optq 3 bits in groups": make_recipe("optq", {"bits": 3, "group_size": 8}),
+    "optq symmetric": make_recipe("optq", {"bits": 2, "group_size": 12, "symmetric": True}),
+    "optq one bit": make_recipe("optq", {"bits": 1, "symmetric": True}),
+    "optq act-order": make_recipe("optq", {"bits": 3, "act_order": True}),
+    "optq act-order in groups": make_recipe("optq", {"bits": 3, "group_size": 8, "act_order": True}),
+    "optq static groups": make_recipe("optq", {"bits": 3, "group_size": 8, "act_order": True, "static_groups": True}),
+    "optq mse": make_recipe("optq", {"bits": 2, "group_size": 24, "range": "mse", "damping": 0.1}),
+    "optq hessian": make_recipe("optq", {"bits": 2, "group_size": "tensor", "range": "hessian", "damping": 0.0}),
+}
+"""Every named method with a spread of settings that fits the [6, 24] layers of `laws.problems`."""
+
+TOY_RECIPES = {
+    "toy: pairs after rotation": Recipe("toy", SecondMoment(), Rotated(), Codebook(6), Ldlq()),
+    "toy: squares after scaling": Recipe("toy", SecondMoment(), Scaled(), Codebook(7, (2, 2)), Ldlq(slab=3)),
+    "toy: rotated and visited": Recipe(
+        "toy", FloatMoment(), TRANSFORMS["toy: rotated, then visited in order"], CODES["static groups"], Ldlq()
+    ),
+    "toy: scaled and act-ordered": Recipe(
+        "toy", SecondMoment(), TRANSFORMS["toy: scaled, then act-order"], CODES["groups"], Ldlq()
+    ),
+    "toy: low rank beside 2 bits": Recipe("toy", SecondMoment(), ActOrder(), IntegerGrid(2), Ldlq(), LowRank(2)),
+    "toy: everything": Recipe("toy", SecondMoment(), Sheared(), Codebook(5), Nearest(), LowRank(1)),
+}
+
+_GENERATOR = torch.Generator().manual_seed(0)
+_ORTHOGONAL = Rotated()._draw(8, _GENERATOR)
+_REVERSED = Permutation(torch.tensor([7, 6, 5, 4, 3, 2, 0, 1]))
+_DOUBLED = Diagonal(torch.linspace(0.5, 2, 8, dtype=torch.float64))
+
+MAPS = {
+    "identity": Identity(),
+    "permutation": _REVERSED,
+    "diagonal": _DOUBLED,
+    "orthogonal": Dense(_ORTHOGONAL, is_orthogonal=True),
+    "dense": Dense(Sheared()._draw(8, _GENERATOR)),
+    "permutation after diagonal": compose(_REVERSED, _DOUBLED),
+    "diagonal after orthogonal": compose(_DOUBLED, Dense(_ORTHOGONAL, is_orthogonal=True)),
+    "two permutations": compose(_REVERSED, _REVERSED),
+    "after the identity": compose(_DOUBLED, Identity()),
+    "three": compose(_DOUBLED, compose(_REVERSED, Dense(_ORTHOGONAL, is_orthogonal=True))),
+}
+"""Linear maps of 8 features."""
+
+PAIRS = {
+    f"{rounder} | {code}": (ROUNDERS[rounder], CODES[code])
+    for rounder, code in product(ROUNDERS, CODES)
+    if rounder not in COLUMN_BY_COLUMN or CODES[code].tile == (1, 1)
+}
+"""Rounders and codes that go together."""

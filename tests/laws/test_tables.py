@@ -1,0 +1,47 @@
+"""The tables are complete: every part and recipe that lowbit exports has a row."""
+
+import dataclasses
+
+import pytest
+
+from laws.statements import law_part_is_a_value
+from laws.tables import CODES, RANGES, RECIPES, ROUNDERS, SIDE_CARS, STATISTICS, TOY_RECIPES, TRANSFORMS
+from lowbit import codes, rounding, sidecars, statistics, transforms
+from lowbit.recipes import CATALOGUE
+
+TABLES = {"statistics": STATISTICS, "transforms": TRANSFORMS, "rounders": ROUNDERS, "side-cars": SIDE_CARS}
+PARTS = {
+    f"{kind}: {name}": part
+    for kind, table in {**TABLES, "codes": CODES, "ranges": RANGES, "recipes": RECIPES | TOY_RECIPES}.items()
+    for name, part in table.items()
+}
+
+
+@pytest.mark.parametrize(
+    ("folder", "rows"),
+    [
+        (statistics, STATISTICS.values()),
+        (transforms, TRANSFORMS.values()),
+        (codes, [*CODES.values(), *RANGES.values()]),
+        (rounding, ROUNDERS.values()),
+        (sidecars, SIDE_CARS.values()),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_every_exported_part_has_a_row(folder, rows):
+    exported = {part for part in vars(folder).values() if isinstance(part, type) and dataclasses.is_dataclass(part)}
+    assert exported <= {type(row) for row in rows}
+
+
+def test_every_recipe_has_a_row():
+    assert {recipe.name for recipe in RECIPES.values()} == set(CATALOGUE)
+
+
+@pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
+def test_parts_are_values(part):
+    law_part_is_a_value(part)
+
+
+def test_parts_with_other_settings_differ():
+    assert len(set(CODES.values())) == len(CODES)
+    assert len(set(ROUNDERS.values())) == len(ROUNDERS)
