@@ -1,7 +1,8 @@
 """A recipe: the frozen product of parts. It has no behaviour; `quantize_layer` is what is done with it."""
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from lowbit.core.errors import require
 from lowbit.core.fields import Field
@@ -51,3 +52,15 @@ class Recipe:
             )
             merged |= fields
         return merged
+
+
+def describe(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as JSON-ready data: each part its class name under "part" and its fields; absent parts left out."""
+    fields = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe)}
+    return {name: _plain(value) for name, value in fields.items() if value is not None}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {"part": type(value).__name__} | {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value

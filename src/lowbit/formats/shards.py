@@ -98,13 +98,12 @@ class Shards:
         """A fresh copy of one tensor; raises BadRequest where there is none or its file has shrunk since `open`."""
         if name not in self.entries:
             raise BadRequest(f"{self.folder} holds no tensor {name!r}.")
-        entry = self.entries[name]
-        data = torch.empty(entry.nbytes, dtype=torch.uint8)
-        with _opened(entry.file) as file:
-            file.seek(entry.start)
-            if entry.nbytes and file.readinto(data.numpy().data) != entry.nbytes:
-                raise BadRequest(f"{entry.file} ends inside tensor {name!r}: it was cut short after it was opened.")
-        return data.view(entry.dtype).view(entry.shape)
+        return _read(name, self.entries[name])
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of one safetensors file; raises BadRequest as `Shards.open` does."""
+    return {name: _read(name, entry) for name, entry in read_header(path)[0].items()}
 
 
 def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
@@ -129,9 +128,10 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file of at most LARGEST_JSON bytes; raises BadRequest where it is anything else."""
     with _opened(path) as file:
-        text = file.read(LARGEST_JSON + 1)
-    if len(text) > LARGEST_JSON:
-        raise BadRequest(f"{path} is larger than {LARGEST_JSON} bytes, too large for what it should be. {_AGAIN}")
+        size = os.fstat(file.fileno()).st_size
+        if size > LARGEST_JSON:
+            raise BadRequest(f"{path} has {size} bytes, more than any such file needs ({LARGEST_JSON}). {_AGAIN}")
+        text = file.read(size)
     return _object(text, str(path))
 
 
@@ -185,6 +185,15 @@ def _nothing_to_read(folder: Path, present: Mapping[str, Path], shards: int) -> 
             "it, with transformers: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)."
         )
     return f"{folder} holds no safetensors files; it holds {', '.join(list(present)[:8]) or 'nothing'}."
+
+
+def _read(name: str, entry: Entry) -> Tensor:
+    data = torch.empty(entry.nbytes, dtype=torch.uint8)
+    with _opened(entry.file) as file:
+        file.seek(entry.start)
+        if entry.nbytes and file.readinto(data.numpy().data) != entry.nbytes:
+            raise BadRequest(f"{entry.file} ends inside tensor {name!r}: it was cut short after it was opened.")
+    return data.view(entry.dtype).view(entry.shape)
 
 
 def _opened(path: Path) -> BufferedReader:

@@ -3,11 +3,11 @@
 Each docstring names the paper, the exact bits per weight and what differs from the authors' code.
 """
 
+from lowbit.core.recipe import describe as to_dict
 from lowbit.recipes.catalogue import CATALOGUE as CATALOGUE
 from lowbit.recipes.catalogue import make_recipe as make_recipe
 from lowbit.recipes.scalar import optq as optq
 from lowbit.recipes.scalar import rtn as rtn
 from lowbit.recipes.serial import from_dict as from_dict
 from lowbit.recipes.serial import from_toml as from_toml
-from lowbit.recipes.serial import to_dict as to_dict
 from lowbit.recipes.serial import to_toml as to_toml

@@ -11,7 +11,7 @@ from typing import Any
 
 from lowbit import codes, rounding, statistics, transforms
 from lowbit.core.errors import BadRequest
-from lowbit.core.recipe import Recipe
+from lowbit.core.recipe import Recipe, describe
 
 _FOLDERS = (statistics, transforms, codes, rounding)
 PARTS: dict[str, type] = {
@@ -22,20 +22,15 @@ PARTS: dict[str, type] = {
 }
 
 
-def to_dict(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as JSON-ready data; parts that are absent are left out."""
-    return {f.name: _plain(value) for f in dataclasses.fields(recipe) if (value := getattr(recipe, f.name)) is not None}
-
-
 def from_dict(data: Mapping[str, Any]) -> Recipe:
-    """The recipe that `to_dict` described; raises BadRequest where a part or a field is not known."""
+    """The recipe that `core.recipe.describe` made; raises BadRequest where a part or a field is not known."""
     return _build(Recipe, data, "recipe")
 
 
 def to_toml(recipe: Recipe) -> str:
     """The recipe as a TOML document."""
     lines: list[str] = []
-    _write_table(to_dict(recipe), (), lines)
+    _write_table(describe(recipe), (), lines)
     return "\n".join(lines).strip() + "\n"
 
 
@@ -45,15 +40,6 @@ def from_toml(text: str) -> Recipe:
         return from_dict(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
         raise BadRequest(f"The recipe is not valid TOML: {error}.") from error
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"part": type(value).__name__, **fields}
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return value
 
 
 def _part(value: Any, path: str) -> Any:

@@ -1,0 +1,72 @@
+"""lowbit in Python: the same things as on the command line."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lowbit.core.recipe import Recipe
+from lowbit.pipeline import quantize as pipeline
+from lowbit.pipeline.drive import Progress
+from lowbit.pipeline.plan import Assignment, Plan
+from lowbit.pipeline.quantize import Calibration, Options
+from lowbit.recipes import make_recipe
+from lowbit.report import write_report
+
+
+def quantize(
+    model: str | Path,
+    out: str | Path,
+    recipe: str | Recipe = "optq",
+    *,
+    overrides: Mapping[str, Recipe] | None = None,
+    targets: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    calibration: Calibration = Calibration(),
+    options: Options = Options(),
+    progress: Progress = pipeline.silent,
+) -> dict[str, Any]:
+    """Quantize a Hugging Face causal language model into a folder that transformers loads.
+
+        lowbit.quantize("Qwen/Qwen3-0.6B", "out", lowbit.recipes.optq(bits=3, group_size=128))
+
+    Args:
+        model: a folder or a name on the hub.
+        out: a folder that is empty or does not exist (or holds the run to resume).
+        recipe: a recipe, or the name of one with its default settings.
+        overrides: layer name pattern -> recipe; the last that matches wins.
+        targets, ignore: layer name patterns to quantize alone, to leave alone (see pipeline.plan.Assignment).
+        calibration: the text the statistics see. options: resuming, strictness, memory.
+        progress: called with what is done, how much, of how much.
+
+    Returns the run's record: layers with losses and outcomes, sizes, calibration, versions; also in out/report.json
+    and drawn in out/report.html. Raises BadRequest where the request is wrong, LowbitError where the work fails.
+    """
+    record = pipeline.run(
+        str(model), Path(out), assignment(recipe, overrides, targets, ignore), calibration, options, progress
+    )
+    write_report(record, Path(out))
+    return record
+
+
+def plan(
+    model: str | Path,
+    recipe: str | Recipe = "optq",
+    *,
+    overrides: Mapping[str, Recipe] | None = None,
+    targets: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    calibration: Calibration = Calibration(),
+) -> Plan:
+    """What `quantize` would do: layers, sizes, memory, time. Reads headers only."""
+    return pipeline.plan(str(model), assignment(recipe, overrides, targets, ignore), calibration)
+
+
+def assignment(
+    recipe: str | Recipe,
+    overrides: Mapping[str, Recipe] | None = None,
+    targets: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+) -> Assignment:
+    """Which layer gets which recipe."""
+    chosen = make_recipe(recipe) if isinstance(recipe, str) else recipe
+    return Assignment(chosen, tuple((overrides or {}).items()), tuple(targets), tuple(ignore))

@@ -1,0 +1,28 @@
+"""The hidden states between blocks, for all calibration windows: [samples, tokens, width] float32.
+
+Up to a budget they lie in memory; beyond it in a file mapped into memory, which the operating system pages out
+when memory is short, so the rest of the code sees one tensor either way.
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_BATCH_TOKENS = 8192
+
+
+def store(shape: tuple[int, int, int], budget: int, path: Path) -> Tensor:
+    """An uninitialised tensor of `shape`, in memory if its bytes fit in `budget`, else mapped to `path`."""
+    count = math.prod(shape)
+    if 4 * count <= budget:
+        return torch.empty(shape)
+    return torch.from_file(str(path), shared=True, size=count, dtype=torch.float32).view(shape)
+
+
+def batches(samples: int, length: int) -> Iterator[slice]:
+    """Windows run through a block together: a fixed number of tokens, for the same sums on every machine."""
+    size = max(1, _BATCH_TOKENS // length)
+    return (slice(start, min(start + size, samples)) for start in range(0, samples, size))

@@ -1,0 +1,88 @@
+"""The journal of a run: what is finished, in a file that survives kill -9 at any instant.
+
+One JSON line a finished step, appended and synced only after the step's own file is complete under its final name.
+The first line holds the digests of everything the result depends on; a run is resumed only where they agree. A last
+line that was cut off by a crash is dropped: its step is simply done again. Steps are found by (kind, name).
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lowbit.core.errors import BadRequest
+
+_WORDS = {"model": "model", "recipe": "recipe", "calibration": "calibration", "lowbit": "lowbit version"}
+
+
+@dataclass(eq=False)
+class Journal:
+    """entries: (kind, name) -> the line's data, for every finished step."""
+
+    path: Path
+    entries: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def start(cls, path: Path, digests: Mapping[str, str]) -> "Journal":
+        """A new journal whose first line is `digests`."""
+        journal = cls(path)
+        journal.record("run", "", dict(digests))
+        return journal
+
+    @classmethod
+    def resume(cls, path: Path, digests: Mapping[str, str]) -> "Journal":
+        """The journal at `path`; raises BadRequest naming what differs from the run that started it."""
+        lines = path.read_bytes().split(b"\n")
+        complete = b"".join(line + b"\n" for line in lines[:-1])
+        if lines[-1]:
+            _truncate(path, len(complete))
+        journal = cls(path)
+        for number, line in enumerate(lines[:-1], 1):
+            try:
+                data = json.loads(line)
+                journal.entries[data.pop("kind"), data.pop("name")] = data
+            except (ValueError, KeyError) as error:
+                raise BadRequest(f"{path}, line {number}: not a journal line. Start again in an empty folder.") from error
+        started = journal.entries.get(("run", ""))
+        if started is None:
+            raise BadRequest(f"{path} holds no finished step. Remove the folder and start again.")
+        for key, digest in digests.items():
+            if started.get(key) != digest:
+                raise BadRequest(
+                    f"{path.parent.parent} was started with another {_WORDS[key]}. "
+                    f"Resume with the same {_WORDS[key]}, or start in an empty folder."
+                )
+        return journal
+
+    def record(self, kind: str, name: str, data: Mapping[str, Any]) -> None:
+        """Append one finished step and wait until the disk has it."""
+        line = json.dumps({"kind": kind, "name": name, **data}, sort_keys=True) + "\n"
+        with self.path.open("ab") as file:
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        self.entries[kind, name] = dict(data)
+
+    def get(self, kind: str, name: str) -> dict[str, Any] | None:
+        return self.entries.get((kind, name))
+
+
+def _truncate(path: Path, size: int) -> None:
+    with path.open("r+b") as file:
+        file.truncate(size)
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; raises BadRequest where another run holds it. A killed run's lock is free."""
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BadRequest(f"{folder.parent}: another lowbit run is writing here. Wait for it, or use another folder.") from error
+        yield

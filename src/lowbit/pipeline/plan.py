@@ -1,0 +1,219 @@
+"""What a run would do, before any of it is done: every layer's recipe and size, what is left alone and why, and what
+it will take. Reads headers only, so a shape that a recipe cannot hold is found in the first second.
+"""
+
+import fnmatch
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from lowbit.core.errors import BadRequest
+from lowbit.core.fields import bits_per_weight
+from lowbit.core.recipe import Recipe, describe
+from lowbit.formats.checkpoint import stored_fields
+from lowbit.pipeline.activations import batches
+from lowbit.pipeline.architecture import Block, architecture_of, shape_of
+from lowbit.pipeline.source import SourceModel
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Which layer gets which recipe.
+
+    Patterns are shell patterns (`*.q_proj`) or, after `re:`, regular expressions, matched against whole layer names;
+    a pattern without wildcards also matches as the name's last parts (`down_proj`).
+    targets: only these (empty: all). ignore: not these. overrides: (pattern, recipe), the last that matches wins.
+    """
+
+    recipe: Recipe
+    overrides: tuple[tuple[str, Recipe], ...] = ()
+    targets: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+
+    def recipe_for(self, name: str) -> Recipe | str:
+        """The layer's recipe, or why it has none."""
+        if self.targets and not any(matches(pattern, name) for pattern in self.targets):
+            return "not among the targets"
+        for pattern in self.ignore:
+            if matches(pattern, name):
+                return f"ignored by {pattern}"
+        fitting = [recipe for pattern, recipe in self.overrides if matches(pattern, name)]
+        return fitting[-1] if fitting else self.recipe
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-ready data; its digest tells runs apart."""
+        overrides = [[pattern, describe(recipe)] for pattern, recipe in self.overrides]
+        return {
+            "recipe": describe(self.recipe),
+            "overrides": overrides,
+            "targets": list(self.targets),
+            "ignore": list(self.ignore),
+        }
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a layer name fits a pattern (see Assignment)."""
+    if pattern.startswith("re:"):
+        try:
+            return re.fullmatch(pattern[3:], name) is not None
+        except re.error as error:
+            raise BadRequest(f"Pattern {pattern!r} is not a regular expression: {error}.") from error
+    return fnmatch.fnmatchcase(name, pattern) or name.endswith(f".{pattern}")
+
+
+@dataclass(frozen=True)
+class PlannedLayer:
+    """name: path; shape: [N, K]; nbytes: as it will be stored, without bias."""
+
+    name: str
+    shape: tuple[int, int]
+    recipe: Recipe
+    nbytes: int
+
+    @property
+    def weights(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def bits_per_weight(self) -> float:
+        return bits_per_weight(self.recipe.fields(self.shape), self.shape)
+
+
+@dataclass(frozen=True)
+class LeftAlone:
+    """A tensor that stays as it is: its checkpoint key, shape, bytes and the reason."""
+
+    name: str
+    shape: tuple[int, ...]
+    nbytes: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """layers: to be quantized, in order; left_alone: everything else. Sizes in bytes."""
+
+    layers: tuple[PlannedLayer, ...]
+    left_alone: tuple[LeftAlone, ...]
+    bytes_before: int
+    parameters: int
+    memory: int
+    seconds: float
+    blocks: Mapping[str, tuple[PlannedLayer, ...]] = field(repr=False, default_factory=dict)
+
+    @property
+    def bytes_after(self) -> int:
+        return sum(layer.nbytes for layer in self.layers) + sum(tensor.nbytes for tensor in self.left_alone)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Over the quantized layers, everything stored for them included."""
+        return 8 * sum(layer.nbytes for layer in self.layers) / sum(layer.weights for layer in self.layers)
+
+    @property
+    def bits_per_parameter(self) -> float:
+        """Over the whole model."""
+        return 8 * self.bytes_after / self.parameters
+
+
+def make_plan(source: SourceModel, assignment: Assignment, samples: int, length: int, budget: int) -> Plan:
+    """Plan to quantize `source` with `samples` calibration windows of `length` tokens and an activation budget.
+
+    Raises BadRequest where nothing would be quantized or a recipe does not fit a layer, naming all such layers.
+    """
+    blocks: dict[str, tuple[PlannedLayer, ...]] = {}
+    reasons: dict[str, str] = {}
+    misfits: list[str] = []
+    for block in source.blocks:
+        blocks[block.name] = tuple(_planned(block, source, assignment, reasons, misfits))
+    if misfits:
+        shown = "\n".join(misfits[:8]) + (f"\n... and {len(misfits) - 8} more" if len(misfits) > 8 else "")
+        raise BadRequest(
+            f"{len(misfits)} layers do not fit the recipe. Change its settings, give these layers others with "
+            f"--override, or leave them with --ignore:\n{shown}"
+        )
+    layers = tuple(layer for planned in blocks.values() for layer in planned)
+    if not layers:
+        raise BadRequest("No layer would be quantized: targets and ignore patterns leave none.")
+    left = tuple(_left_alone(source, {f"{layer.name}.weight" for layer in layers}, reasons))
+    memory, seconds = _forecast(source, blocks, samples, length, budget)
+    parameters = sum(entry.nbytes // entry.dtype.itemsize for entry in source.shards.entries.values())
+    return Plan(layers, left, source.shards.nbytes, parameters, memory, seconds, blocks)
+
+
+def _planned(
+    block: Block, source: SourceModel, assignment: Assignment, reasons: dict[str, str], misfits: list[str]
+) -> list[PlannedLayer]:
+    routers = architecture_of(source.model_type).routers
+    planned = []
+    for name, module in block.linears():
+        shape, recipe = shape_of(module), assignment.recipe_for(name)
+        if any(name.endswith(router) for router in routers):
+            recipe = "a router: it chooses experts, and is tiny"
+        if isinstance(recipe, str):
+            reasons[f"{name}.weight"] = recipe
+            continue
+        try:
+            recipe.check(shape)
+        except BadRequest as error:
+            misfits.append(f"  {name}: {error}")
+            continue
+        nbytes = sum(stored.nbytes for stored in stored_fields(recipe, shape).values())
+        planned.append(PlannedLayer(name, shape, recipe, nbytes))
+    return planned
+
+
+def _left_alone(source: SourceModel, taken: set[str], reasons: dict[str, str]) -> list[LeftAlone]:
+    inside = tuple(f"{block.name}." for block in source.blocks)
+    names = {key: name for name, key in source.keys.items()}
+    left = []
+    for key, entry in source.shards.entries.items():
+        name = names.get(key, key)
+        if name not in taken:
+            kind = "not a linear layer's weight" if name.startswith(inside) else "outside the decoder blocks"
+            left.append(LeftAlone(key, entry.shape, entry.nbytes, reasons.get(name, kind)))
+    return left
+
+
+def _forecast(
+    source: SourceModel, blocks: Mapping[str, tuple[PlannedLayer, ...]], samples: int, length: int, budget: int
+) -> tuple[int, float]:
+    """Peak bytes and seconds: the largest block in float32 with what solving one of its stages holds, and the
+    multiply-adds of forward passes, statistics and solves at this machine's measured speed."""
+    width, tokens = int(source.config.hidden_size), samples * length
+    outside = sum(p.numel() for _, p in source.model.named_parameters()) - sum(
+        p.numel() for block in source.blocks for p in block.module.parameters()
+    )
+    hidden = 4 * tokens * width
+    largest, work = 0, 0.0
+    batch = next(iter(batches(samples, length)))
+    for block in source.blocks:
+        planned = blocks[block.name]
+        weights = sum(p.numel() for p in block.module.parameters())
+        reads = any(layer.recipe.statistic.reads != "nothing" for layer in planned)
+        hessians = 8 * sum({layer.shape[1] for layer in planned if reads} or {0}, 0) ** 1
+        widest = max((layer.shape[1] for layer in planned), default=0)
+        solving = max((12 * layer.weights for layer in planned), default=0) + (4 * 8 * widest**2 if reads else 0)
+        hessians = 8 * sum(k * k for k in {layer.shape[1] for layer in planned}) if reads else 0
+        running = 4 * 6 * (batch.stop - batch.start) * length * max(width, *(max(layer.shape) for layer in planned), 1)
+        largest = max(largest, 4 * weights + hessians + max(solving, running))
+        passes = 6 if reads else 1
+        solve = sum(layer.weights * layer.shape[1] / 2 + layer.shape[1] ** 3 for layer in planned) if reads else 0
+        work += passes * weights * (tokens if reads else length) + (tokens * 4 * widest * widest if reads else 0) + solve
+    memory = 400_000_000 + 4 * outside + min(hidden, budget) + largest
+    reading = 3 * source.shards.nbytes / 5e8
+    return int(memory), reading + work / _multiply_adds_per_second()
+
+
+def _multiply_adds_per_second() -> float:
+    """Measured on a product of the kind that runs take their time with."""
+    a, b = torch.ones(1024, 512), torch.ones(512, 512)
+    a @ b
+    started = time.perf_counter()
+    for _ in range(4):
+        a @ b
+    return 4 * 1024 * 512 * 512 / (time.perf_counter() - started)

@@ -1,0 +1,234 @@
+"""The main job: a model in, a low-bit model out, resumable at any instant.
+
+    check the request -> plan -> digests -> quantize block by block -> assemble -> reload and compare -> move into place
+
+Everything unfinished lies in `OUT/.lowbit`; a folder without `config.json` is not a model to anyone.
+"""
+
+import hashlib
+import json
+import platform
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from lowbit.core.errors import BadRequest, LowbitError, require
+from lowbit.core.recipe import describe
+from lowbit.formats.files import file_digest, write_json_atomically, write_tensors_atomically
+from lowbit.formats.shards import read_tensors
+from lowbit.integrations.loading import load
+from lowbit.integrations.transformers import remote_code_stub
+from lowbit.pipeline.assemble import assemble, move_into_place
+from lowbit.pipeline.drive import Progress, Run, layer_records, quantize_blocks
+from lowbit.pipeline.journal import Journal, exclusive
+from lowbit.pipeline.plan import Assignment, Plan, make_plan
+from lowbit.pipeline.source import SourceModel
+from lowbit.pipeline.text import calibration_windows, read_texts, token_stream, windows_digest
+from lowbit.version import VERSION
+
+WORK = ".lowbit"
+# Logits of the run and of the reloaded folder may differ by the order of float32 sums, no more.
+_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the statistics see. source: as in `read_texts`; samples: windows; length: tokens each, None for
+    min(2048, the model's context); seed: which windows, and everything random in a recipe."""
+
+    source: str = "stdlib"
+    samples: int = 128
+    length: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.samples >= 1, f"--samples {self.samples}: must be at least 1. Use 128.")
+        require(self.length is None or self.length >= 8, f"--sequence-length {self.length}: must be at least 8.")
+
+
+@dataclass(frozen=True)
+class Options:
+    """resume: go on with the unfinished run in the output folder. strict: any outcome is an error.
+    budget: bytes of hidden states kept in memory before they go to disk."""
+
+    resume: bool = False
+    strict: bool = False
+    budget: int = 4 << 30
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """The progress of a run nobody watches."""
+
+
+def plan(model: str, assignment: Assignment, calibration: Calibration, options: Options = Options()) -> Plan:
+    """What `run` would do; raises BadRequest for everything that is wrong with the request but its text and weights."""
+    source = SourceModel.open(model)
+    return make_plan(source, assignment, calibration.samples, _length(source, calibration), options.budget)
+
+
+def run(
+    model: str,
+    out: Path,
+    assignment: Assignment,
+    calibration: Calibration = Calibration(),
+    options: Options = Options(),
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Quantize `model` into the folder `out`; returns the run's record (see report).
+
+    Raises BadRequest where the request is wrong, before anything is written, and LowbitError where the work fails.
+    """
+    started = time.perf_counter()
+    source = SourceModel.open(model)
+    length = _length(source, calibration)
+    planned = make_plan(source, assignment, calibration.samples, length, options.budget)
+    windows = _windows(source, planned, calibration, length)
+    digests = {
+        "lowbit": VERSION,
+        "recipe": _digest(assignment.describe()),
+        "calibration": _digest([windows_digest(windows), calibration.seed]),
+        "model": source.digest(lambda done, total: progress("reading the model", done, total)),
+    }
+    work = _work_folder(out, planned, options.resume)
+    with exclusive(work):
+        path = work / "journal.jsonl"
+        journal = Journal.resume(path, digests) if path.exists() else Journal.start(path, digests)
+        job = Run(source, planned, windows, work, journal, calibration.seed, options.strict, options.budget, progress)
+        difference = _finish(job, _quantized(job), progress)
+        record = _record(job, model, assignment, calibration, digests, difference)
+        record["seconds"] = {"total": round(time.perf_counter() - started, 2)}
+        write_json_atomically(out / "report.json", record)
+        move_into_place(work / "checkpoint", out)
+    return record
+
+
+def _length(source: SourceModel, calibration: Calibration) -> int:
+    length = calibration.length or min(2048, source.context)
+    require(
+        length <= source.context,
+        f"--sequence-length {length}: the model's context is {source.context} tokens. Use at most that.",
+    )
+    return length
+
+
+def _windows(source: SourceModel, planned: Plan, calibration: Calibration, length: int) -> Tensor:
+    """Calibration windows [samples, length]; none where no statistic reads any."""
+    if all(layer.recipe.statistic.reads == "nothing" for layer in planned.layers):
+        return torch.empty(0, length, dtype=torch.int64)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.folder)
+    except (OSError, ValueError) as error:
+        raise BadRequest(f"{source.folder}: its tokenizer cannot be read ({error}). Calibration needs it.") from error
+    stream = token_stream(tokenizer, read_texts(calibration.source), int(source.config.vocab_size))
+    return calibration_windows(stream, calibration.samples, length, calibration.seed)
+
+
+def _digest(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def _work_folder(out: Path, planned: Plan, resume: bool) -> Path:
+    """The folder of unfinished work, made where the run is new; raises BadRequest where `out` is not as asked."""
+    work = out / WORK
+    if resume and not (work / "journal.jsonl").exists():
+        done = "holds a finished model" if (out / "config.json").exists() else "holds no unfinished run"
+        raise BadRequest(f"--resume: {out} {done}. Leave --resume out to start a run in an empty folder.")
+    if not resume and out.exists() and any(out.iterdir()):
+        unfinished = "an unfinished run: go on with --resume, or" if work.exists() else "files:"
+        raise BadRequest(f"{out} is not empty; it holds {unfinished} give another folder.")
+    _require_space(out, 2 * planned.bytes_after)
+    (work / "layers").mkdir(parents=True, exist_ok=True)
+    return work
+
+
+def _require_space(out: Path, needed: int) -> None:
+    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    require(
+        free > needed,
+        f"{out}: the run needs {needed / 1e9:.2f} GB on disk, {free / 1e9:.2f} GB are free. Free some, or use another disk.",
+    )
+
+
+def _quantized(job: Run) -> Tensor:
+    """The check's logits by the quantized model, computed now or by the run that is being resumed."""
+    path, entry = job.work / "logits.safetensors", job.journal.get("quantized", "")
+    if entry is None or not path.exists() or file_digest(path) != entry["sha256"]:
+        logits = quantize_blocks(job)
+        job.journal.record("quantized", "", {"sha256": write_tensors_atomically(path, {"logits": logits}, {})})
+    return read_tensors(path)["logits"]
+
+
+def _finish(job: Run, expected: Tensor, progress: Progress) -> float:
+    """Assemble the checkpoint, load it from disk and compare; returns the largest difference of logits."""
+    staging = job.work / "checkpoint"
+    done = job.journal.get("checked", "")
+    if done is not None:
+        return float(done["difference"])
+    assemble(job, staging, VERSION, remote_code_stub(type(job.source.model).__name__))
+    progress("checking the checkpoint", 0, 1)
+    model = load(staging, dtype=torch.float32)
+    with torch.no_grad():
+        logits = model(input_ids=job.check_ids, use_cache=False).logits
+    difference = float((logits - expected).abs().max())
+    if not difference <= _TOLERANCE * float(expected.abs().max()):
+        raise LowbitError(
+            f"{staging}: the checkpoint, loaded from disk, differs from what was computed by {difference:.3g} in its "
+            f"logits (largest {float(expected.abs().max()):.3g}). The disk or this version of lowbit is at fault."
+        )
+    job.journal.record("checked", "", {"difference": difference})
+    progress("checking the checkpoint", 1, 1)
+    return difference
+
+
+def _record(
+    job: Run, model: str, assignment: Assignment, calibration: Calibration, digests: dict[str, str], difference: float
+) -> dict[str, Any]:
+    plan = job.plan
+    return {
+        "lowbit_version": VERSION,
+        "command": " ".join(sys.argv),
+        "model": {
+            "source": model,
+            "architecture": type(job.source.model).__name__,
+            "parameters": plan.parameters,
+            "bytes": plan.bytes_before,
+        },
+        "recipe": describe(assignment.recipe),
+        "recipe_name": assignment.recipe.name,
+        "assignment": assignment.describe(),
+        "calibration": {
+            "source": calibration.source,
+            "samples": len(job.windows),
+            "sequence_length": job.windows.shape[1],
+            "tokens": job.windows.numel(),
+            "seed": calibration.seed,
+            "digest": digests["calibration"],
+        },
+        "digests": digests,
+        "layers": layer_records(job.journal, plan),
+        "left_alone": [{"name": t.name, "shape": list(t.shape), "reason": t.reason} for t in plan.left_alone],
+        "size": {
+            "before": plan.bytes_before,
+            "after": plan.bytes_after,
+            "bits_per_weight": plan.bits_per_weight,
+            "bits_per_parameter": plan.bits_per_parameter,
+        },
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "check": {"max_logit_difference": difference},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
