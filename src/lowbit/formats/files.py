@@ -23,7 +23,6 @@ from torch import Tensor
 from lowbit.formats.shards import DTYPES
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_CHUNK = 1 << 20
 
 
 def write_bytes_atomically(path: Path, data: bytes) -> None:
@@ -43,9 +42,12 @@ def write_tensors_atomically(path: Path, tensors: Mapping[str, Tensor], metadata
     tensors: on any device, of any shape, of the types in `shards.DTYPES`.
     """
     order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
-    digest = hashlib.sha256()
+    header = _header(order, tensors, metadata)
+    digest = hashlib.sha256(header)
     with _replacing(path) as file:
-        for data in (_header(order, tensors, metadata), *(_bytes(tensors[name]) for name in order)):
+        file.write(header)
+        for name in order:
+            data = _bytes(tensors[name])
             digest.update(data)
             file.write(data)
     return digest.hexdigest()

@@ -82,7 +82,7 @@ def _check_values(name: str, stored: Tensor, field: Field) -> None:
     if stored.is_floating_point():
         _check_finite(name, stored)
     if name.endswith("scale"):
-        require(bool((stored > 0).all()), f"tensor {name} holds a scale that is not positive. {_DAMAGED}")
+        require(bool((stored.float() > 0).all()), f"tensor {name} holds a scale that is not positive. {_DAMAGED}")
 
 
 def _check_bias(shards: Shards, name: str, shape: tuple[int, int]) -> None:
