@@ -1,1 +1,7 @@
-"""Report: what was done and how good it is, to read and to look at."""
+"""What a run says about itself: tables for the terminal, pages for the browser, figures."""
+
+from lowbit.report.figures import pareto_figure
+from lowbit.report.page import demo_report, write_report
+from lowbit.report.table import comparison_table, layers_table, measures_table
+
+__all__ = ["comparison_table", "demo_report", "layers_table", "measures_table", "pareto_figure", "write_report"]

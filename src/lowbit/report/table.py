@@ -1,0 +1,83 @@
+"""Tables for the terminal, as rich renderables; names are shown as they are, never read as markup."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from lowbit.report import numbers
+
+
+def measures_table(measures: Mapping[str, Any]) -> Table:
+    """What an evaluation found. measures: `evaluation.Measures.to_dict()`."""
+    table = _table("measure", "model", "reference", title=_where(measures))
+    divergence, size = measures["divergence"], measures["size"]
+    reference = numbers.estimate(divergence["perplexity"]) if divergence else ""
+    _row(table, "perplexity", numbers.estimate(measures["perplexity"]), reference)
+    if divergence:
+        _row(table, "KL to the reference, nats per token", numbers.estimate(divergence["kl"]))
+        for name, value in divergence["kl_quantiles"].items():
+            _row(table, f"  {name}" if name == "max" else f"  {name} % of tokens below", numbers.digits(value))
+        _row(table, "top-1 agreement", numbers.estimate(divergence["agreement"]))
+    if size:
+        _row(table, "size", numbers.size(size["bytes"]))
+        _row(table, "bits per parameter", numbers.digits(size["bits_per_parameter"]))
+        if size["bits_per_weight"] is not None:
+            _row(table, "bits per weight of quantized layers", numbers.digits(size["bits_per_weight"]))
+    for task, metrics in measures["tasks"].items():
+        for name, value in metrics.items():
+            _row(table, f"{task} {name}", numbers.estimate(value))
+    return table
+
+
+def layers_table(layers: Sequence[Mapping[str, Any]]) -> Table:
+    """Quantized layers as a report's record lists them, in the order given."""
+    table = _table("layer", "shape", "recipe", "bits", "relative loss", "outcomes", "time")
+    for layer in layers:
+        _row(
+            table,
+            layer["name"],
+            "{} x {}".format(*layer["shape"]),
+            layer["recipe"],
+            numbers.digits(layer["bits_per_weight"]),
+            numbers.share(layer["relative_loss"]),
+            ", ".join(outcome["kind"] for outcome in layer["outcomes"]),
+            numbers.duration(layer["seconds"]),
+        )
+    return table
+
+
+def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Several quantizations of a model side by side. rows: as `demo_report` takes them."""
+    table = _table("recipe", "bits", "bits/weight", "size", "perplexity", "KL", "agreement", "time")
+    for row in rows:
+        _row(
+            table,
+            row["recipe"],
+            str(row["bits"]),
+            numbers.digits(row["bits_per_weight"]),
+            numbers.size(row["bytes"]),
+            numbers.digits(row["perplexity"], 4),
+            numbers.digits(row["kl"]),
+            numbers.share(row["agreement"]),
+            numbers.duration(row["seconds"]),
+        )
+    return table
+
+
+def _where(measures: Mapping[str, Any]) -> str:
+    return f"{measures['text']}: {measures['windows']} windows of {measures['length']} tokens"
+
+
+def _table(*columns: str, title: str | None = None) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title=Text(title) if title else None, title_justify="left")
+    table.add_column(columns[0])
+    for column in columns[1:]:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _row(table: Table, *cells: str) -> None:
+    table.add_row(*(Text(cell) for cell in cells))
