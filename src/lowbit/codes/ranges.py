@@ -12,7 +12,7 @@ own measure.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -61,6 +61,7 @@ def _codes(w: Tensor, scale: Tensor, zero: Tensor, top: int) -> Tensor:
     return ((w / scale + offset).round() + (zero - offset)).clamp(0, top)
 
 
+@runtime_checkable
 class Range(Protocol):
     def importance(self, problem: LayerProblem) -> Tensor | None:
         """What an error in each column costs, [K], or None for all the same."""

@@ -5,7 +5,7 @@ Their constructors only check. Symbols: N outputs, K inputs, T tokens.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from lowbit.core.records import FittedTransform, Outcome, Rounded, Side
 Reads = Literal["nothing", "quantized", "both"]
 
 
+@runtime_checkable
 class Statistic(Protocol):
     """What is W's job? A streaming reduction of a layer's inputs that ends in a LayerProblem.
 
@@ -47,6 +48,7 @@ class Statistic(Protocol):
         ...
 
 
+@runtime_checkable
 class Transform(Protocol):
     """In which coordinates is W rounded? Ordering, scaling and rotating are all of this kind."""
 
@@ -69,6 +71,7 @@ class Transform(Protocol):
         ...
 
 
+@runtime_checkable
 class Code(Protocol):
     """Which values can be stored, and how are they reached?
 
@@ -115,6 +118,7 @@ class Code(Protocol):
         ...
 
 
+@runtime_checkable
 class Rounder(Protocol):
     """Which of the storable values is chosen?"""
 
@@ -131,6 +135,7 @@ class Correction(Protocol):
     def tensors(self) -> dict[str, Tensor]: ...
 
 
+@runtime_checkable
 class SideCar(Protocol):
     """What is kept apart from the codes?"""
 

@@ -7,7 +7,8 @@ hold their default are written too, for a checkpoint must say how it was made ev
 import dataclasses
 import tomllib
 from collections.abc import Mapping
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from lowbit import codes, rounding, statistics, transforms
 from lowbit.core.errors import BadRequest
@@ -48,7 +49,7 @@ def _part(value: Any, path: str) -> Any:
     if not isinstance(value, Mapping):
         return value
     name = value.get("part")
-    if name not in PARTS:
+    if not isinstance(name, str) or name not in PARTS:
         raise BadRequest(f"{path}: no part named {name!r}. Known parts: {', '.join(sorted(PARTS))}.")
     return _build(PARTS[name], {k: v for k, v in value.items() if k != "part"}, f"{path}.{name}")
 
@@ -58,10 +59,33 @@ def _build(part: type, data: Mapping[str, Any], path: str) -> Any:
     unknown = sorted(data.keys() - known)
     if unknown:
         raise BadRequest(f"{path}: unknown field {unknown[0]!r}. It has: {', '.join(sorted(known))}.")
+    values = {key: _part(value, f"{path}.{key}") for key, value in data.items()}
+    hints = get_type_hints(part)
+    for key, value in values.items():
+        if not _fits(value, hints[key]):
+            raise BadRequest(f"{path}.{key}: {data[key]!r} is not what belongs there ({_wanted(hints[key])}).")
     try:
-        return part(**{key: _part(value, f"{path}.{key}") for key, value in data.items()})
+        return part(**values)
     except TypeError as error:
         raise BadRequest(f"{path}: {error}.") from error
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value may stand in a field of this type; for a field that holds a part, whether it is that kind."""
+    options, kind = get_args(hint), get_origin(hint)
+    if kind in (Union, UnionType):
+        return any(_fits(value, option) for option in options)
+    if kind is Literal:
+        return value in options
+    if kind is tuple:
+        return isinstance(value, tuple) and all(_fits(item, options[0]) for item in value)
+    if hint is float:
+        return isinstance(value, float | int)
+    return isinstance(value, hint)
+
+
+def _wanted(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
 
 
 def _write_table(table: Mapping[str, Any], path: tuple[str, ...], lines: list[str]) -> None:
