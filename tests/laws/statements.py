@@ -142,7 +142,7 @@ def law_transform_preserves_function(transform: Transform, problem: LayerProblem
 
 
 def law_transform_preserves_loss(transform: Transform, problem: LayerProblem) -> None:
-    """The loss of any w_hat in the new coordinates is that of undoing it, when the left map keeps norms or G is given."""
+    """The loss of any w_hat in the new coordinates is that of undoing it, with G carried along."""
     n = problem.shape[0]
     rows = torch.eye(n, dtype=torch.float64) if problem.row_hessian is None else problem.row_hessian
     problem = LayerProblem(problem.weight.double(), problem.hessian.double(), rows)

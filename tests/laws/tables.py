@@ -14,7 +14,16 @@ from lowbit.core.recipe import Recipe
 from lowbit.recipes import make_recipe
 from lowbit.rounding import Ldlq, Nearest, Optq
 from lowbit.statistics import Isotropic, SecondMoment
-from lowbit.transforms import ActOrder, Chain, NoTransform, StaticOrder
+from lowbit.transforms import (
+    ActOrder,
+    Chain,
+    ChannelScales,
+    NoTransform,
+    RandomizedHadamard,
+    RandomKronecker,
+    Rescale,
+    StaticOrder,
+)
 
 STATISTICS = {
     "second moment": SecondMoment(),
@@ -27,6 +36,14 @@ TRANSFORMS = {
     "act-order": ActOrder(),
     "static order": StaticOrder(),
     "empty chain": Chain(()),
+    "hadamard": RandomizedHadamard(),
+    "hadamard of the inputs in eights": RandomizedHadamard(8, "right"),
+    "kronecker": RandomKronecker(),
+    "rescaled": Rescale(),
+    "channel scales": ChannelScales(),
+    "row scales": ChannelScales("left"),
+    "quip": Chain((Rescale(), RandomKronecker())),
+    "hadamard, then visited in order": Chain((RandomizedHadamard(), StaticOrder())),
     "toy: rotated": Rotated(),
     "toy: sheared": Sheared(),
     "toy: scaled": Scaled(),
@@ -85,9 +102,22 @@ RECIPES = {
     "optq act-order in groups": make_recipe("optq", {"bits": 3, "group_size": 8, "act_order": True}),
     "optq static groups": make_recipe("optq", {"bits": 3, "group_size": 8, "act_order": True, "static_groups": True}),
     "optq mse": make_recipe("optq", {"bits": 2, "group_size": 24, "range": "mse", "damping": 0.1}),
+    "optq one group of columns a scale": make_recipe("optq", {"bits": 8, "group_size": 1, "static_groups": True}),
     "optq hessian": make_recipe("optq", {"bits": 2, "group_size": "tensor", "range": "hessian", "damping": 0.0}),
 }
 """Every named method with a spread of settings that fits the [6, 24] layers of `laws.problems`."""
+
+COMBINATIONS = {
+    name: Recipe(name, SecondMoment(), TRANSFORMS[transform], CODES[code], Ldlq())
+    for name, transform, code in [
+        ("hadamard ldlq", "hadamard", "2 bits"),
+        ("kronecker ldlq in groups", "kronecker", "groups"),
+        ("quip", "quip", "2 bits symmetric"),
+        ("channel scales and float32 scales", "channel scales", "float32 scales"),
+        ("hadamard visited in order", "hadamard, then visited in order", "static groups"),
+    ]
+}
+"""Parts put together that have no recipe of their own."""
 
 TOY_RECIPES = {
     "toy: pairs after rotation": Recipe("toy", SecondMoment(), Rotated(), Codebook(6), Ldlq()),

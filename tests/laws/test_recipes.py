@@ -11,10 +11,11 @@ from laws.statements import (
     law_same_seed_same_bytes,
     law_stats_are_true,
 )
-from laws.tables import RECIPES, TOY_RECIPES
-from lowbit.recipes import from_dict, from_toml, to_dict, to_toml
+from laws.tables import COMBINATIONS, RECIPES, TOY_RECIPES
+from lowbit.recipes import describe, from_dict, from_toml, to_toml
 
-ALL = RECIPES | TOY_RECIPES
+REAL = RECIPES | COMBINATIONS
+ALL = REAL | TOY_RECIPES
 FLOAT32, FLOAT64 = problems(torch.float32).values(), problems(torch.float64).values()
 
 
@@ -39,7 +40,7 @@ def test_same_seed_same_bytes(recipe):
     law_same_seed_same_bytes(recipe, correlated(6, n=64, k=312, dtype=torch.float32))
 
 
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+@pytest.mark.parametrize("recipe", REAL.values(), ids=REAL)
 def test_recipes_are_data(recipe):
-    assert from_dict(to_dict(recipe)) == recipe
+    assert from_dict(describe(recipe)) == recipe
     assert from_toml(to_toml(recipe)) == recipe

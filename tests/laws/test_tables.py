@@ -5,16 +5,20 @@ import dataclasses
 import pytest
 
 from laws.statements import law_part_is_a_value
-from laws.tables import CODES, RANGES, RECIPES, ROUNDERS, SIDE_CARS, STATISTICS, TOY_RECIPES, TRANSFORMS
+from laws.tables import CODES, COMBINATIONS, RANGES, RECIPES, ROUNDERS, SIDE_CARS, STATISTICS, TOY_RECIPES, TRANSFORMS
 from lowbit import codes, rounding, sidecars, statistics, transforms
 from lowbit.recipes import CATALOGUE
 
-TABLES = {"statistics": STATISTICS, "transforms": TRANSFORMS, "rounders": ROUNDERS, "side-cars": SIDE_CARS}
-PARTS = {
-    f"{kind}: {name}": part
-    for kind, table in {**TABLES, "codes": CODES, "ranges": RANGES, "recipes": RECIPES | TOY_RECIPES}.items()
-    for name, part in table.items()
+TABLES = {
+    "statistics": STATISTICS,
+    "transforms": TRANSFORMS,
+    "codes": CODES,
+    "ranges": RANGES,
+    "rounders": ROUNDERS,
+    "side-cars": SIDE_CARS,
+    "recipes": RECIPES | COMBINATIONS | TOY_RECIPES,
 }
+PARTS = {f"{kind}: {name}": part for kind, table in TABLES.items() for name, part in table.items()}
 
 
 @pytest.mark.parametrize(

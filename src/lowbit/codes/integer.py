@@ -46,7 +46,7 @@ class IntegerGrid:
     scale_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
 
     def __post_init__(self) -> None:
-        require(isinstance(self.bits, int) and 1 <= self.bits <= 8, f"IntegerGrid(bits={self.bits}): must be 1 to 8.")
+        require(isinstance(self.bits, int) and 1 <= self.bits <= 8, f"IntegerGrid(bits={self.bits!r}): must be 1 to 8.")
         sized = isinstance(self.group_size, int) and self.group_size >= 1
         require(
             sized or self.group_size in ("row", "tensor"),

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lowbit.core.errors import require
-from lowbit.core.linalg import unit_upper_factor
+from lowbit.core.linalg import check_damping, unit_upper_factor
 from lowbit.core.problem import LayerProblem
 
 # Groups are searched this many weights at a time, to bound the memory of the candidates' errors.
@@ -118,6 +118,7 @@ class HessianRange:
 
     def __post_init__(self) -> None:
         _check_search(self, self.smallest, self.steps)
+        check_damping(self, self.damping)
 
     def importance(self, problem: LayerProblem) -> Tensor | None:
         return unit_upper_factor(problem.hessian, self.damping).diagonal.to(problem.weight.dtype)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from lowbit.core.errors import require
+
 
 @dataclass(frozen=True)
 class Array:
@@ -29,6 +31,9 @@ class Bits:
 
     shape: tuple[int, ...]
     bits: int
+
+    def __post_init__(self) -> None:
+        require(1 <= self.bits <= 32, f"Bits(bits={self.bits}): must be 1 to 32.")
 
     @property
     def row_nbytes(self) -> int:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowbit.core.errors import BadRequest
+from lowbit.core.errors import BadRequest, require
 from lowbit.core.records import Outcome
 
 _BLOCK = 256
@@ -35,7 +35,7 @@ class Factor:
 
 
 def unit_upper_factor(hessian: Tensor, damping: float) -> Factor:
-    """Factor `hessian` [K, K] after adding `damping` (a fraction of its mean diagonal, >= 0) to its diagonal.
+    """Factor `hessian` [K, K] after adding `damping` (a fraction of its mean diagonal, 0 to 1000) to its diagonal.
 
     Where that is not positive definite, damping is raised tenfold (from 1e-6 on) until it is, and the outcome says
     so. Raises BadRequest when the matrix is not finite or not even strong damping makes it definite.
@@ -44,10 +44,10 @@ def unit_upper_factor(hessian: Tensor, damping: float) -> Factor:
     if not bool(torch.isfinite(h).all()):
         raise BadRequest("The Hessian is not finite. Look for Inf or NaN in the calibration activations.")
     mean = float(h.diagonal().mean())
-    if mean <= 0:
+    if not bool(h.any()):
         return Factor(torch.eye(len(h), dtype=h.dtype), torch.ones(len(h), dtype=h.dtype), damping, (no_signal(),))
     used, outcomes = damping, dead_inputs(h)
-    while used <= _LARGEST_DAMPING:
+    while mean > 0 and used <= _LARGEST_DAMPING:
         damped = h.clone()
         damped.diagonal().add_(used * mean)
         lower = cholesky(damped.flip(0, 1))
@@ -58,7 +58,18 @@ def unit_upper_factor(hessian: Tensor, damping: float) -> Factor:
             pivots = upper.diagonal().clone()
             return Factor(upper / pivots, pivots.square(), used, outcomes)
         used = max(10 * used, 1e-6)
-    raise BadRequest(f"The Hessian is not positive semi-definite even with damping {used:g} of its mean diagonal.")
+    raise BadRequest(
+        f"The Hessian (mean diagonal {mean:g}) is not positive definite even with damping {_LARGEST_DAMPING:g} of it. "
+        "It is no second moment; look for a fault in the statistic that made it."
+    )
+
+
+def check_damping(part: object, damping: float) -> None:
+    """Raise BadRequest unless `damping` is one that `unit_upper_factor` can add; `part` names who was given it."""
+    require(
+        0 <= damping <= _LARGEST_DAMPING,
+        f"{type(part).__name__}(damping={damping}): must be 0 to {_LARGEST_DAMPING:g}. Use 0.01.",
+    )
 
 
 def cholesky(matrix: Tensor) -> Tensor | None:

@@ -70,7 +70,7 @@ class Diagonal:
         return x * self.scale.to(x.dtype)
 
     def inverse(self) -> "Diagonal":
-        return Diagonal(1 / self.scale)
+        return Diagonal(1 / self.scale.double())
 
     def transpose(self) -> "Diagonal":
         return self

@@ -36,12 +36,12 @@ def pack(values: Tensor, field: Bits) -> Tensor:
 
 
 def unpack(packed: Tensor, field: Bits, rows: slice = slice(None)) -> Tensor:
-    """The integers of `rows` (of the flattened leading axes): uint8 where they fit, else int32.
+    """The integers of `rows` (of the flattened leading axes): uint8 where they fit, else int32 (int64 for 32 bits).
 
     packed: uint8 [field.nbytes]. Returns field.shape for all rows, else [rows, field.shape[-1]].
     """
     table = packed.view(-1, field.row_nbytes)[rows].numpy()
-    dtype = np.uint8 if field.bits <= 8 else np.int32
+    dtype = np.uint8 if field.bits <= 8 else np.int32 if field.bits <= 31 else np.int64
     values = np.empty((len(table), field.shape[-1]), dtype=dtype)
     weights = (1 << np.arange(field.bits, dtype=np.uint32)).astype(dtype)
     step = max(1, _CHUNK // max(1, field.shape[-1] * field.bits))

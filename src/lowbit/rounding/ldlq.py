@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from lowbit.core.errors import require
-from lowbit.core.linalg import unit_upper_factor
+from lowbit.core.linalg import check_damping, unit_upper_factor
 from lowbit.core.parts import Code
 from lowbit.core.problem import LayerProblem
 from lowbit.core.records import Rounded
@@ -35,13 +35,13 @@ from lowbit.core.records import Rounded
 
 @dataclass(frozen=True)
 class Ldlq:
-    """damping: >= 0, a fraction of the mean diagonal of H. slab: >= 1 columns a step; changes speed only."""
+    """damping: 0 to 1000, a fraction of the mean diagonal of H. slab: >= 1 columns a step; changes speed only."""
 
     damping: float = 0.01
     slab: int = 128
 
     def __post_init__(self) -> None:
-        require(self.damping >= 0, f"Ldlq(damping={self.damping}): must be >= 0. Use 0.01.")
+        check_damping(self, self.damping)
         require(self.slab >= 1, f"Ldlq(slab={self.slab}): must be at least 1. Use 128.")
 
     def round(self, problem: LayerProblem, code: Code) -> Rounded:

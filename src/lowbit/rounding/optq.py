@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from lowbit.core.errors import require
+from lowbit.core.linalg import check_damping
 from lowbit.core.parts import Code
 from lowbit.core.problem import LayerProblem
 from lowbit.core.records import Rounded
@@ -19,12 +20,12 @@ from lowbit.core.records import Rounded
 
 @dataclass(frozen=True)
 class Optq:
-    """damping: >= 0, a fraction of the mean diagonal of H. Codes with tile (1, 1) only; use Ldlq for others."""
+    """damping: 0 to 1000, a fraction of the mean diagonal of H. Codes with tile (1, 1) only; use Ldlq for others."""
 
     damping: float = 0.01
 
     def __post_init__(self) -> None:
-        require(self.damping >= 0, f"Optq(damping={self.damping}): must be >= 0. Use 0.01.")
+        check_damping(self, self.damping)
 
     def round(self, problem: LayerProblem, code: Code) -> Rounded:
         require(
@@ -32,7 +33,12 @@ class Optq:
         )
         W, H, K = problem.weight.clone(), problem.hessian.double().clone(), problem.shape[1]
         H.diagonal().add_(self.damping * H.diagonal().mean())
-        U = torch.linalg.cholesky(torch.linalg.inv(H), upper=True).to(W.dtype)
+        inverse, _ = torch.linalg.inv_ex(H)
+        U, failed = torch.linalg.cholesky_ex(inverse, upper=True)
+        require(
+            int(failed) == 0, f"Optq(damping={self.damping}): H is not positive definite. Use Ldlq, which damps more."
+        )
+        U = U.to(W.dtype)
         side, codes, w_hat = code.fit(problem), [], torch.empty_like(W)
         for j in range(K):
             if code.refit_every and j % code.refit_every == 0:
