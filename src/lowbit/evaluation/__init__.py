@@ -1,1 +1,6 @@
-"""Evaluation: how close a quantized model is to its original."""
+"""Perplexity, divergence from a reference, size, and tasks."""
+
+from lowbit.evaluation.model import evaluate
+from lowbit.evaluation.records import Divergence, Estimate, Measures, Size
+
+__all__ = ["Divergence", "Estimate", "Measures", "Size", "evaluate"]

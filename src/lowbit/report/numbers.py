@@ -39,7 +39,7 @@ def digits(value: float, significant: int = 3) -> str:
     """So many significant digits, without an exponent between 1e-4 and 1e6."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
-    exponent = math.floor(math.log10(abs(value)))
+    exponent = int(f"{value:.{significant - 1}e}".partition("e")[2])  # of the rounded value: 9.996 is 10.0
     if not -4 <= exponent < 6:
         return f"{value:.{significant - 1}e}"
     return f"{value:,.{max(0, significant - 1 - exponent)}f}"

@@ -1,0 +1,121 @@
+"""How good is a model, and how far is it from another?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from lowbit.core.errors import BadRequest, require
+from lowbit.evaluation.records import Divergence, Measures, as_perplexity, over_windows, quantiles
+from lowbit.evaluation.size import checkpoint_size
+from lowbit.evaluation.tasks import evaluate_tasks
+from lowbit.evaluation.tokens import Progress, TokenMeasures, measure_tokens
+from lowbit.pipeline.source import read_config, resolve_folder
+from lowbit.pipeline.text import evaluation_windows, read_texts, token_stream
+
+Model = str | Path | PreTrainedModel
+"""A folder, a name on the hub, or a loaded model."""
+
+_LENGTH = 2048
+"""Window length of the papers' perplexities."""
+
+
+def evaluate(
+    model: Model,
+    *,
+    text: str | Tensor = "stdlib",
+    reference: Model | None = None,
+    length: int | None = None,
+    windows: int | None = None,
+    tasks: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Measures:
+    """Perplexity as the papers compute it, divergence from a reference, size, and accuracy on tasks.
+
+    The text is cut into windows that do not overlap; perplexity is exp of the mean negative log-likelihood over all
+    tokens of a window but its first. Models that are not loaded yet run in float32 on the CPU; load one yourself to
+    measure it in another type or on another device.
+
+    Args:
+        text: a source (see `pipeline.text.read_texts`, held-out split) or windows of token ids [count, length].
+        reference: the model to measure KL(reference || model) and top-1 agreement against; shares the vocabulary.
+        length: tokens of a window; without it the model's context, at most 2048.
+        windows: use only the first so many.
+        tasks: of lm-eval, see `evaluation.tasks`.
+        progress: called with the windows done and their number.
+    """
+    opened = _open(model)
+    compared = None if reference is None else _open(reference)
+    require(windows is None or windows >= 1, f"Evaluation over {windows} windows: ask for at least 1.")
+    cut = text if isinstance(text, Tensor) else _windows(opened, text, _length(opened, length))
+    cut = cut[:windows]
+    found = measure_tokens(opened.model, cut, compared.model if compared else None, progress)
+    nats = over_windows(found.nats)
+    return Measures(
+        text=text if isinstance(text, str) else "windows of token ids",
+        windows=cut.shape[0],
+        length=cut.shape[1],
+        tokens=found.nats.numel(),
+        nats=nats,
+        perplexity=as_perplexity(nats),
+        divergence=_divergence(found),
+        size=checkpoint_size(opened.folder) if opened.folder else None,
+        tasks=evaluate_tasks(opened.model, opened.tokenizer(), tasks) if tasks else {},
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Opened:
+    """folder: where the model was loaded from; None for one that came loaded."""
+
+    model: PreTrainedModel
+    folder: Path | None
+
+    def tokenizer(self) -> Any:
+        place = str(self.folder or self.model.name_or_path)
+        require(
+            bool(place),
+            "The model was not loaded from a folder, so its tokenizer is unknown. Give windows of token ids.",
+        )
+        try:
+            return AutoTokenizer.from_pretrained(place)
+        except (OSError, ValueError) as error:
+            raise BadRequest(f"{place}: no tokenizer could be loaded: {error}") from error
+
+
+def _open(model: Model) -> _Opened:
+    if isinstance(model, PreTrainedModel):
+        return _Opened(model, None)
+    folder = resolve_folder(str(model))
+    read_config(folder)
+    checkpoint_size(folder)  # refuses a damaged folder before gigabytes of it are loaded
+    return _Opened(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), folder)
+
+
+def _length(opened: _Opened, length: int | None) -> int:
+    context = int(opened.model.config.get_text_config().max_position_embeddings)
+    if length is None:
+        return min(_LENGTH, context)
+    require(length <= context, f"Windows of {length} tokens: the model reads at most {context}. Ask for fewer.")
+    return length
+
+
+def _windows(opened: _Opened, source: str, length: int) -> Tensor:
+    vocabulary = int(opened.model.config.get_text_config().vocab_size)
+    stream = token_stream(opened.tokenizer(), read_texts(source, "held-out"), vocabulary)
+    return evaluation_windows(stream, length)
+
+
+def _divergence(found: TokenMeasures) -> Divergence | None:
+    if found.kl is None or found.agrees is None or found.reference_nats is None:
+        return None
+    return Divergence(
+        perplexity=as_perplexity(over_windows(found.reference_nats)),
+        kl=over_windows(found.kl),
+        kl_quantiles=quantiles(found.kl),
+        agreement=over_windows(found.agrees),
+    )

@@ -1,0 +1,166 @@
+"""The pages say everything they were given, escape it, and need nothing from outside."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from lowbit.report import demo_report, pareto_figure, write_report
+from report.records import HOSTILE, layer, layers, measures, outcome, record, rows
+
+_VOID = {"meta", "br", "hr", "img", "link", "input", "wbr"}
+
+
+class Page(HTMLParser):
+    """The text and attributes of a page; fails on elements that are not closed in order."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.text, self.attributes, self.elements, self._open = [], [], [], []
+        self.feed(html)
+        self.close()
+        assert not self._open
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append(tag)
+        self.attributes += attributes
+        if tag not in _VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append(tag)
+        self.attributes += attributes
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+        if tag in ("td", "th", "text"):
+            self.text.append(" ")
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    def words(self):
+        return " ".join("".join(self.text).split())
+
+
+def written(folder, data):
+    write_report(data, folder)
+    return Page((folder / "report.html").read_text(encoding="utf-8"))
+
+
+def assert_nothing_from_outside(html):
+    page = Page(html)
+    assert not {"script", "link", "iframe", "img"} & set(page.elements)
+    links = [value for name, value in page.attributes if name in ("src", "href", "xlink:href", "srcset")]
+    assert all(link.startswith("#") for link in links)
+    assert "//" not in "".join(re.findall(r"url\([^)]*\)", html))
+    assert "@import" not in html
+
+
+def test_json_is_the_record(tmp_path):
+    data = record(measures=measures())
+    write_report(data, tmp_path)
+    assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8")) == data
+
+
+def test_every_layer_and_outcome_and_what_was_left_alone_is_on_the_page(tmp_path):
+    damped = outcome("damping raised", "0.1 was used.", "Use more tokens.")
+    dead = outcome("dead inputs", "3 of 64 inputs.", "Calibrate on more text.")
+    data = record(layers=[*layers(), layer("lm_head", outcomes=[damped]), layer("x.9.fc", outcomes=[damped, dead])])
+    words = written(tmp_path, data).words()
+    for name in [*(one["name"] for one in data["layers"]), "model.embed_tokens"]:
+        assert name in words
+    assert "damping raised, 2 times. Use more tokens." in words
+    assert "dead inputs, 1 time. Calibrate on more text." in words
+    assert "x.9.fc 3 of 64 inputs." in words
+    assert "1 tensor: embedding" in words
+    assert data["command"] in words
+
+
+def test_layers_are_sorted_by_relative_loss(tmp_path):
+    data = record(layers=[layer("a.0.x", relative_loss=0.01), layer("a.1.x", relative_loss=0.3), layer("a.2.x")])
+    words = written(tmp_path, data).words()
+    assert words.index("a.1.x") < words.index("a.0.x")
+
+
+def test_measures_are_shown_with_their_errors(tmp_path):
+    words = written(tmp_path, record(measures=measures())).words()
+    for shown in ("6.71 ± 0.13", "6.21 ± 0.12", "0.0713 ± 0.0012", "0.9120 ± 0.0012", "6.20", "hellaswag, acc 0.293"):
+        assert shown in words
+
+
+def test_without_a_reference_only_perplexity_is_shown(tmp_path):
+    words = written(tmp_path, record(measures=measures() | {"divergence": None})).words()
+    assert "6.71 ± 0.13" in words
+    assert "original" not in words
+
+
+def test_nothing_given_is_read_as_markup(tmp_path):
+    data = record(
+        command=HOSTILE,
+        recipe_name=HOSTILE,
+        recipe={"name": HOSTILE},
+        citations=[HOSTILE],
+        layers=[layer(HOSTILE, outcomes=[outcome(HOSTILE, HOSTILE, HOSTILE)])],
+        left_alone=[{"name": HOSTILE, "shape": [1], "reason": HOSTILE}],
+        measures=measures() | {"text": HOSTILE, "tasks": {HOSTILE: {HOSTILE: {"mean": 0.5, "error": None}}}},
+    )
+    page = written(tmp_path, data)
+    assert "script" not in page.elements
+    assert "".join(page.text).count(HOSTILE) >= 12
+
+
+def test_pages_need_nothing_from_outside(tmp_path):
+    write_report(record(measures=measures()), tmp_path)
+    assert_nothing_from_outside((tmp_path / "report.html").read_text(encoding="utf-8"))
+    demo_report(rows(), {"original": "abc"}, tmp_path / "demo.html")
+    assert_nothing_from_outside((tmp_path / "demo.html").read_text(encoding="utf-8"))
+
+
+def test_same_record_same_bytes(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        write_report(record(), tmp_path / folder)
+        demo_report(rows(), {"original": "abc"}, tmp_path / folder / "demo.html")
+    for name in ("report.json", "report.html", "demo.html"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_demo_shows_every_row_and_marks_where_texts_part(tmp_path):
+    demo_report(rows(), {"original": "return <b>", "rtn": "return None", "same": "return <b>"}, tmp_path / "demo.html")
+    html = (tmp_path / "demo.html").read_text(encoding="utf-8")
+    words = Page(html).words()
+    for row in rows():
+        assert f"{row['recipe']} {row['bits']} {row['bits_per_weight']}" in words
+    assert re.findall("<mark>(.*?)</mark>", html) == ["None"]
+    figure = html[html.index("<svg") : html.index("</svg>")]
+    assert re.search(r">\s*rtn\s*<", figure)
+    assert not re.search(r">\s*original\s*<", figure)
+
+
+def test_figure_names_recipes_as_they_are(tmp_path):
+    hostile = [dict(row, recipe=name) for row, name in zip(rows()[2:], ("_rtn", "$a$", "<b>", "optq"), strict=True)]
+    demo_report(hostile, {}, tmp_path / "demo.html")
+    page = Page((tmp_path / "demo.html").read_text(encoding="utf-8"))
+    assert "b" not in page.elements
+    svg = "".join(page.text)
+    svg = svg[: svg.index("All results")]
+    for name in ("_rtn", "$a$", "<b>", "optq"):
+        assert name in svg
+
+
+@pytest.mark.parametrize(("suffix", "start"), [("png", b"\x89PNG"), ("svg", b"<?xml")])
+def test_figure_as_a_file(tmp_path, suffix, start):
+    path = tmp_path / f"pareto.{suffix}"
+    pareto_figure(rows(), path)
+    first = path.read_bytes()
+    assert first.startswith(start)
+    pareto_figure(rows(), path)
+    assert path.read_bytes() == first
+
+
+def test_page_of_a_run_that_quantized_nothing(tmp_path):
+    words = written(tmp_path, record(layers=[])).words()
+    assert "All 0 quantized layers" in words
+    assert "every layer was solved as the recipe says" in words

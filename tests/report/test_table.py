@@ -1,0 +1,38 @@
+"""Tables for the terminal: everything is in them, and nothing given is read as markup."""
+
+import pytest
+from rich.console import Console
+
+from lowbit.report import comparison_table, layers_table, measures_table
+from report.records import layers, measures, outcome, rows
+
+
+def shown(table):
+    console = Console(width=160, color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
+
+
+def test_measures():
+    text = shown(measures_table(measures()))
+    for part in ("stdlib: 12 windows of 128 tokens", "6.71 ± 0.13", "0.0713 ± 0.0012", "99.9 %", "3.10 MB", "0.293"):
+        assert part in text
+
+
+@pytest.mark.parametrize("missing", [{"divergence": None}, {"size": None}, {"tasks": {}}])
+def test_measures_that_were_not_taken(missing):
+    assert "6.71 ± 0.13" in shown(measures_table(measures() | missing))
+
+
+def test_layers():
+    data = layers()
+    data[0]["outcomes"] = [outcome("dead inputs")]
+    text = shown(layers_table(data))
+    assert all(one["name"] in text for one in data)
+    assert text.count("dead inputs") == 1
+
+
+def test_comparison_shows_names_as_they_are():
+    data = [dict(row, recipe="[red]x[/red]") for row in rows()]
+    assert shown(comparison_table(data)).count("[red]x[/red]") == len(data)
