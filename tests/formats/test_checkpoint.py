@@ -22,6 +22,15 @@ from lowbit.formats import (
 )
 from lowbit.packing import pack
 from lowbit.recipes import from_dict, optq, rtn, to_dict
+from lowbit.transforms import (
+    ActOrder,
+    Chain,
+    ChannelScales,
+    RandomizedHadamard,
+    RandomKronecker,
+    Rescale,
+    StaticOrder,
+)
 
 RECIPES = {
     f"{make.__name__} {settings}": make(**settings)
@@ -33,6 +42,14 @@ RECIPES = {
         (optq, {"bits": 5, "group_size": 9, "act_order": True, "static_groups": True, "symmetric": True}),
     ]
 }
+
+
+TRANSFORMS = {
+    "random Kronecker": RandomKronecker(),
+    "signs and scales of both sides": Chain((ChannelScales(), RandomizedHadamard(), ActOrder())),
+    "one side": Chain((Rescale(), RandomizedHadamard(sides="right"), StaticOrder())),
+}
+RECIPES |= {name: replace(optq(bits=3), transform=transform) for name, transform in TRANSFORMS.items()}
 
 
 def solved(recipe):

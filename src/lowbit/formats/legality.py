@@ -35,7 +35,7 @@ def check_checkpoint(folder: Path, make_recipe: Callable[[Mapping[str, Any]], Re
         with _naming(f"{folder}: layer {layer!r}"):
             known |= {f"{layer}.{name}" for name in stored_fields(recipe, shape)}
             _check_layer(shards, layer, recipe, shape)
-    for name in shards.entries.keys() - known:
+    for name in (name for name in shards.entries if name not in known):
         owner = _owner(name, layers)
         require(owner is None, f"{folder}: tensor {name!r} is not one that layer {owner!r} stores.")
 

@@ -172,8 +172,11 @@ def _check_index(path: Path, index: Mapping[str, str], entries: Mapping[str, Ent
     for name, file_name in index.items():
         if name not in entries or entries[name].file.name != file_name:
             raise BadRequest(f"{path} says that {name!r} is in {file_name}, which does not hold it. {_AGAIN}")
-    for name in entries.keys() - index.keys():
-        raise BadRequest(f"{path} does not list {name!r}, which {entries[name].file.name} holds. {_AGAIN}")
+    unlisted = sorted(entries.keys() - index.keys())
+    if unlisted:
+        raise BadRequest(
+            f"{path} does not list {unlisted[0]!r}, which {entries[unlisted[0]].file.name} holds. {_AGAIN}"
+        )
 
 
 def _nothing_to_read(folder: Path, present: Mapping[str, Path], shards: int) -> str:

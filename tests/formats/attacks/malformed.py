@@ -55,6 +55,15 @@ def indexed(index: object, second: dict | None = None) -> Callable[[Path], None]
     return damage
 
 
+def sparse(name: str, size: int) -> Callable[[Path], None]:
+    """File `name` extended to `size` bytes that take no room on the disk."""
+    return lambda folder: os.truncate(folder / name, size)
+
+
+def then(*damages: Callable[[Path], None]) -> Callable[[Path], None]:
+    return lambda folder: [damage(folder) for damage in damages] and None
+
+
 def weight_map(**more: str) -> dict:
     return {"weight_map": {**dict.fromkeys(tensors(), "a.safetensors"), **more}}
 
@@ -131,6 +140,7 @@ HEADERS: dict[str, Attack] = {
     "header length 2^60": (raw({}, length=2**60), str(2**60)),
     "header length 2^64 - 1": (raw({}, length=2**64 - 1), str(2**64 - 1)),
     "header length 99 MB": (raw({}, length=99_000_000), "99000000"),
+    "header of 200 MB in a larger file": (then(raw({}, length=200_000_000), sparse(MODEL, 2**30)), "200000000"),
     "header longer than the file by one": (raw(b"{}", length=3), "claims a header of 3"),
     "header is not JSON": (raw(b"{t: U8}"), "its header is not valid JSON"),
     "header is empty": (raw(b""), "its header is not valid JSON"),
@@ -236,6 +246,7 @@ TENSORS: dict[str, Attack] = {
 CONFIGS: dict[str, Attack] = {
     "no config": (lambda folder: (folder / "config.json").unlink(), "config.json cannot be opened"),
     "config is not JSON": (lambda folder: (folder / "config.json").write_text("{") and None, "not valid JSON"),
+    "config of a gigabyte": (sparse("config.json", 2**30), f"config.json has {2**30} bytes"),
     "not quantized": (
         lambda folder: write_json_atomically(folder / "config.json", {"hidden_size": 20}),
         "has no quantization_config",

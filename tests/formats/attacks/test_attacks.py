@@ -73,6 +73,11 @@ def test_a_malformed_dense_model_is_refused_alike(checkpoint, damage, named):
         Shards.open(checkpoint)
 
 
+def test_a_tensor_that_is_not_there_is_named(checkpoint):
+    with pytest.raises(BadRequest, match="no tensor 'lm_head'"):
+        Shards.open(checkpoint).load("lm_head")
+
+
 def test_a_file_that_shrinks_after_it_was_opened_is_an_error(checkpoint):
     shards = Shards.open(checkpoint)
     file = checkpoint / "model.safetensors"
