@@ -54,7 +54,7 @@ class Recipe:
         return merged
 
 
-def describe(recipe: Recipe) -> dict[str, Any]:
+def to_dict(recipe: Recipe) -> dict[str, Any]:
     """The recipe as JSON-ready data: each part its class name under "part" and its fields; absent parts left out."""
     fields = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe)}
     return {name: _plain(value) for name, value in fields.items() if value is not None}
@@ -62,5 +62,6 @@ def describe(recipe: Recipe) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {"part": type(value).__name__} | {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"part": type(value).__name__, **fields}
     return [_plain(item) for item in value] if isinstance(value, tuple) else value

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lowbit.core.recipe import describe
+from lowbit.core.recipe import to_dict
 from lowbit.formats.checkpoint import quantization_config, stored_layout
 from lowbit.formats.files import write_bytes_atomically, write_json_atomically, write_tensors_atomically
 from lowbit.formats.shards import read_tensors
@@ -51,7 +51,7 @@ def assemble(run: Run, folder: Path, version: str, remote_code: tuple[str, Mappi
     text, auto_map = remote_code
     write_bytes_atomically(folder / "modeling_lowbit.py", text.encode())
     config = json.loads((run.source.folder / "config.json").read_text(encoding="utf-8"))
-    layers = {layer.name: (describe(layer.recipe), layer.shape) for layer in run.plan.layers}
+    layers = {layer.name: (to_dict(layer.recipe), layer.shape) for layer in run.plan.layers}
     config |= {"auto_map": dict(auto_map), "quantization_config": quantization_config(layers, version)}
     write_json_atomically(folder / "config.json", config)
 
@@ -74,7 +74,8 @@ def _split(run: Run) -> list[list[PlannedLayer | LeftAlone]]:
     """Everything to write, in order, in shards of bounded size."""
     shards: list[list[PlannedLayer | LeftAlone]] = [[]]
     size = 0
-    for member in (*run.plan.left_alone, *run.plan.layers):
+    members: list[PlannedLayer | LeftAlone] = [*run.plan.left_alone, *run.plan.layers]
+    for member in members:
         if size + member.nbytes > _SHARD_BYTES and shards[-1]:
             shards.append([])
             size = 0

@@ -8,7 +8,7 @@ architecture. `find_stages` watches one block to see which layers share an input
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,9 +66,11 @@ def record_calls(model: nn.Module, blocks: Sequence[Block], ids: Tensor) -> tupl
         for block in blocks:
             block.module.forward = recorder  # type: ignore[method-assign]
             stack.callback(delattr, block.module, "forward")
-        model.base_model(input_ids=ids, use_cache=False)  # type: ignore[operator]
+        model.base_model(input_ids=ids, use_cache=False)
     if len(calls) != len(blocks):
-        raise BadRequest(f"{type(model).__name__} ran {len(calls)} of its {len(blocks)} blocks. It cannot be quantized.")
+        raise BadRequest(
+            f"{type(model).__name__} ran {len(calls)} of its {len(blocks)} blocks. It cannot be quantized."
+        )
     return entered[0], calls
 
 
@@ -180,14 +182,13 @@ class Streams:
         """Run the block on a batch for its hooks' sake, as far as they need it."""
         self._batch = batch
         hidden = self.quantized[batch]
-        try:
+        with suppress(_StopForward):
             run_block(self.block.module, hidden, self.call(len(hidden)))
-        except _StopForward:
-            pass
 
     def float_inputs(self, batch: slice, names: list[str]) -> dict[str, Tensor]:
         """The inputs [T, K] of layers `names` in the original model."""
-        assert self.full is not None and self.original is not None
+        assert self.full is not None
+        assert self.original is not None
         found: dict[str, Tensor] = {}
 
         def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

@@ -2,7 +2,7 @@
 
     hidden = embedding(windows)
     for each block:
-        for each stage:  statistics of its inputs -> solve each layer -> write it, note it in the journal, put it in place
+        for each stage:  statistics of its inputs -> solve each layer -> write it, note it, put it in place
         hidden = block(hidden)
 
 Only one block's weights are in memory. A layer is written before the next is solved, and what is put in place is what
@@ -30,7 +30,7 @@ from lowbit.formats.checkpoint import restored_layer, stored_tensors
 from lowbit.formats.files import file_digest, write_tensors_atomically
 from lowbit.formats.shards import read_tensors
 from lowbit.pipeline.activations import batches, store
-from lowbit.pipeline.architecture import Block, set_weight, weight_of
+from lowbit.pipeline.architecture import set_weight, weight_of
 from lowbit.pipeline.capture import Call, Group, Stage, Streams, find_stages, gather, record_calls, run_block
 from lowbit.pipeline.journal import Journal
 from lowbit.pipeline.plan import Plan, PlannedLayer
@@ -44,7 +44,10 @@ CHECK_TOKENS = 64
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What stays the same over a run. work: the folder of unfinished work; windows: [samples, tokens]; budget: bytes."""
+    """What stays the same over a run.
+
+    windows: [samples, tokens]; work: the folder of unfinished work; budget: bytes of hidden states in memory.
+    """
 
     source: SourceModel
     plan: Plan
@@ -149,8 +152,11 @@ def _problem(
     inputs = weight.shape[1]
     state = states.get((group, statistic))
     state = statistic.init(inputs) if state is None else state
-    tokens, shared = statistic.tokens(state), ()
-    siblings = [states[other, statistic] for other in stage.groups if _is_sibling(other, group) and (other, statistic) in states]
+    tokens = statistic.tokens(state)
+    shared: tuple[Outcome, ...] = ()
+    siblings = [
+        states[other, statistic] for other in stage.groups if _is_sibling(other, group) and (other, statistic) in states
+    ]
     if statistic.reads != "nothing" and tokens < inputs and ".experts." in group.layers[0] and siblings:
         state = functools.reduce(statistic.merge, siblings)
         shared = (_few_tokens(tokens, inputs),)

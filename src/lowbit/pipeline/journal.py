@@ -46,7 +46,9 @@ class Journal:
                 data = json.loads(line)
                 journal.entries[data.pop("kind"), data.pop("name")] = data
             except (ValueError, KeyError) as error:
-                raise BadRequest(f"{path}, line {number}: not a journal line. Start again in an empty folder.") from error
+                raise BadRequest(
+                    f"{path}, line {number}: not a journal line. Start again in an empty folder."
+                ) from error
         started = journal.entries.get(("run", ""))
         if started is None:
             raise BadRequest(f"{path} holds no finished step. Remove the folder and start again.")
@@ -84,5 +86,7 @@ def exclusive(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise BadRequest(f"{folder.parent}: another lowbit run is writing here. Wait for it, or use another folder.") from error
+            raise BadRequest(
+                f"{folder.parent}: another lowbit run is writing here. Wait for it, or use another folder."
+            ) from error
         yield

@@ -13,7 +13,7 @@ import torch
 
 from lowbit.core.errors import BadRequest
 from lowbit.core.fields import bits_per_weight
-from lowbit.core.recipe import Recipe, describe
+from lowbit.core.recipe import Recipe, to_dict
 from lowbit.formats.checkpoint import stored_fields
 from lowbit.pipeline.activations import batches
 from lowbit.pipeline.architecture import Block, architecture_of, shape_of
@@ -46,9 +46,9 @@ class Assignment:
 
     def describe(self) -> dict[str, Any]:
         """JSON-ready data; its digest tells runs apart."""
-        overrides = [[pattern, describe(recipe)] for pattern, recipe in self.overrides]
+        overrides = [[pattern, to_dict(recipe)] for pattern, recipe in self.overrides]
         return {
-            "recipe": describe(self.recipe),
+            "recipe": to_dict(self.recipe),
             "overrides": overrides,
             "targets": list(self.targets),
             "ignore": list(self.ignore),
@@ -203,7 +203,9 @@ def _forecast(
         largest = max(largest, 4 * weights + hessians + max(solving, running))
         passes = 6 if reads else 1
         solve = sum(layer.weights * layer.shape[1] / 2 + layer.shape[1] ** 3 for layer in planned) if reads else 0
-        work += passes * weights * (tokens if reads else length) + (tokens * 4 * widest * widest if reads else 0) + solve
+        work += (
+            passes * weights * (tokens if reads else length) + (tokens * 4 * widest * widest if reads else 0) + solve
+        )
     memory = 400_000_000 + 4 * outside + min(hidden, budget) + largest
     reading = 3 * source.shards.nbytes / 5e8
     return int(memory), reading + work / _multiply_adds_per_second()

@@ -12,7 +12,6 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from lowbit.core.errors import BadRequest, LowbitError, require
-from lowbit.core.recipe import describe
+from lowbit.core.recipe import to_dict
 from lowbit.formats.files import file_digest, write_json_atomically, write_tensors_atomically
 from lowbit.formats.shards import read_tensors
 from lowbit.integrations.loading import load
@@ -156,7 +155,7 @@ def _require_space(out: Path, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     require(
         free > needed,
-        f"{out}: the run needs {needed / 1e9:.2f} GB on disk, {free / 1e9:.2f} GB are free. Free some, or use another disk.",
+        f"{out}: the run needs {needed / 1e9:.2f} GB on disk, {free / 1e9:.2f} GB are free. Free some, or go elsewhere.",
     )
 
 
@@ -204,7 +203,7 @@ def _record(
             "parameters": plan.parameters,
             "bytes": plan.bytes_before,
         },
-        "recipe": describe(assignment.recipe),
+        "recipe": to_dict(assignment.recipe),
         "recipe_name": assignment.recipe.name,
         "assignment": assignment.describe(),
         "calibration": {

@@ -81,7 +81,7 @@ class SourceModel:
             raise BadRequest(f"{folder} is quantized already ({_method(quantized)}). Give the original model.")
         shards = Shards.open(folder)
         with torch.device("meta"):
-            tree = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            tree = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
         keys = _parameter_keys(tree, shards)
         separate_experts(tree)
         tree.eval().requires_grad_(False)
@@ -103,7 +103,7 @@ class SourceModel:
             path = ".".join(filter(None, (prefix, name)))
             if next(part.buffers(recurse=False), None) is not None:
                 part.to_empty(device="cpu", recurse=False)
-                self.model._init_weights(part)
+                self.model._init_weights(part)  # type: ignore[no-untyped-call]
             for leaf in dict(part.named_parameters(recurse=False)):
                 key = self.keys.get(f"{path}.{leaf}")
                 if key is not None:  # a tied weight has no key of its own
@@ -169,6 +169,6 @@ def _require_all(model: PreTrainedModel, keys: dict[str, str], folder: Path) -> 
     missing = [name for name, _ in model.named_parameters() if name not in keys and name not in tied]
     if missing:
         raise BadRequest(
-            f"{folder}: the shards lack {len(missing)} tensors that {type(model).__name__} needs, such as {missing[0]}. "
+            f"{folder}: the shards lack {len(missing)} tensors of a {type(model).__name__}, such as {missing[0]}. "
             "The download is incomplete or the architecture is stored in a way lowbit does not know."
         )

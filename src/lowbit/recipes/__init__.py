@@ -3,7 +3,7 @@
 Each docstring names the paper, the exact bits per weight and what differs from the authors' code.
 """
 
-from lowbit.core.recipe import describe as to_dict
+from lowbit.core.recipe import to_dict as to_dict
 from lowbit.recipes.catalogue import CATALOGUE as CATALOGUE
 from lowbit.recipes.catalogue import make_recipe as make_recipe
 from lowbit.recipes.scalar import optq as optq

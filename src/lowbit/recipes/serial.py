@@ -5,6 +5,7 @@ hold their default are written too, for a checkpoint must say how it was made ev
 """
 
 import dataclasses
+import json
 import tomllib
 from collections.abc import Mapping
 from types import UnionType
@@ -12,7 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from lowbit import codes, rounding, statistics, transforms
 from lowbit.core.errors import BadRequest
-from lowbit.core.recipe import Recipe, describe
+from lowbit.core.recipe import Recipe, to_dict
 
 _FOLDERS = (statistics, transforms, codes, rounding)
 PARTS: dict[str, type] = {
@@ -24,14 +25,14 @@ PARTS: dict[str, type] = {
 
 
 def from_dict(data: Mapping[str, Any]) -> Recipe:
-    """The recipe that `core.recipe.describe` made; raises BadRequest where a part or a field is not known."""
+    """The recipe that `core.recipe.to_dict` made; raises BadRequest where a part or a field is not known."""
     return _build(Recipe, data, "recipe")
 
 
 def to_toml(recipe: Recipe) -> str:
     """The recipe as a TOML document."""
     lines: list[str] = []
-    _write_table(describe(recipe), (), lines)
+    _write_table(to_dict(recipe), (), lines)
     return "\n".join(lines).strip() + "\n"
 
 
@@ -105,5 +106,5 @@ def _literal(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        return json.dumps(value, ensure_ascii=False)  # JSON's escapes are TOML's
     return repr(value)
