@@ -12,7 +12,7 @@ from laws.statements import (
     law_stats_are_true,
 )
 from laws.tables import COMBINATIONS, RECIPES, TOY_RECIPES
-from lowbit.recipes import describe, from_dict, from_toml, to_toml
+from lowbit.recipes import from_dict, from_toml, to_dict, to_toml
 
 REAL = RECIPES | COMBINATIONS
 ALL = REAL | TOY_RECIPES
@@ -42,5 +42,5 @@ def test_same_seed_same_bytes(recipe):
 
 @pytest.mark.parametrize("recipe", REAL.values(), ids=REAL)
 def test_recipes_are_data(recipe):
-    assert from_dict(describe(recipe)) == recipe
+    assert from_dict(to_dict(recipe)) == recipe
     assert from_toml(to_toml(recipe)) == recipe

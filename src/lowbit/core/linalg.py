@@ -67,8 +67,8 @@ def unit_upper_factor(hessian: Tensor, damping: float) -> Factor:
 def check_damping(part: object, damping: float) -> None:
     """Raise BadRequest unless `damping` is one that `unit_upper_factor` can add; `part` names who was given it."""
     require(
-        0 <= damping <= _LARGEST_DAMPING,
-        f"{type(part).__name__}(damping={damping}): must be 0 to {_LARGEST_DAMPING:g}. Use 0.01.",
+        isinstance(damping, int | float) and 0 <= damping <= _LARGEST_DAMPING,
+        f"{type(part).__name__}(damping={damping!r}): must be 0 to {_LARGEST_DAMPING:g}. Use 0.01.",
     )
 
 
