@@ -90,6 +90,11 @@ def test_a_value_that_would_change_by_being_stored_is_an_error():
         side = {**layer.side, "scale": torch.full_like(layer.side["scale"], value)}
         with pytest.raises(LowbitError, match="scale"):
             stored_tensors(replace(layer, side=side))
+    for zero in (layer.side["zero"] + 0.5, layer.side["zero"] + 1, layer.side["zero"] - 1, layer.side["zero"][1:]):
+        with pytest.raises(LowbitError):
+            stored_tensors(replace(layer, side={**layer.side, "zero": zero}))
+    with pytest.raises(LowbitError, match=r"scale: \[5, 6\]"):
+        stored_tensors(replace(layer, side={**layer.side, "scale": layer.side["scale"].T}))
 
 
 def test_a_missing_or_misshapen_tensor_is_named():

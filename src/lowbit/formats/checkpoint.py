@@ -178,12 +178,16 @@ def _is_int(value: Any) -> bool:
 
 
 def _stored(name: str, value: Tensor, field: Field) -> Tensor:
-    if isinstance(field, Bits):
-        if value.numel() != math.prod(field.shape):
-            raise LowbitError(f"{name}: {list(value.shape)} values, but the recipe stores {list(field.shape)}.")
-        return pack(value, field)
-    if tuple(value.shape) != field.shape:
+    # Integers are packed as one stream of rows, in whatever shape a part holds them.
+    fits = value.numel() == math.prod(field.shape) if isinstance(field, Bits) else tuple(value.shape) == field.shape
+    if not fits:
         raise LowbitError(f"{name}: {list(value.shape)} values, but the recipe stores {list(field.shape)}.")
+    if isinstance(field, Bits):
+        if value.is_floating_point() and bool(value.frac().any()):
+            raise LowbitError(
+                f"{name}: its values are not whole numbers, but the recipe stores {field.bits} bits each."
+            )
+        return pack(value, field)
     stored = value.to(field.dtype).contiguous()
     if not torch.equal(stored.to(value.dtype), value):
         raise LowbitError(f"{name}: its values are not finite or do not fit {field.dtype} exactly.")
