@@ -51,8 +51,9 @@ def evaluate(
     opened = _open(model)
     compared = None if reference is None else _open(reference)
     require(windows is None or windows >= 1, f"Evaluation over {windows} windows: ask for at least 1.")
-    cut = text if isinstance(text, Tensor) else _windows(opened, text, _length(opened, length))
+    cut = text if isinstance(text, Tensor) else _windows(opened, text, length)
     cut = cut[:windows]
+    _check_length(opened, cut.shape[1])
     found = measure_tokens(opened.model, cut, compared.model if compared else None, progress)
     nats = over_windows(found.nats)
     return Measures(
@@ -96,18 +97,22 @@ def _open(model: Model) -> _Opened:
     return _Opened(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), folder)
 
 
-def _length(opened: _Opened, length: int | None) -> int:
-    context = int(opened.model.config.get_text_config().max_position_embeddings)
+def _windows(opened: _Opened, source: str, length: int | None) -> Tensor:
     if length is None:
-        return min(_LENGTH, context)
-    require(length <= context, f"Windows of {length} tokens: the model reads at most {context}. Ask for fewer.")
-    return length
-
-
-def _windows(opened: _Opened, source: str, length: int) -> Tensor:
+        length = min(_LENGTH, _context(opened))
+    _check_length(opened, length)  # before a long text is read
     vocabulary = int(opened.model.config.get_text_config().vocab_size)
     stream = token_stream(opened.tokenizer(), read_texts(source, "held-out"), vocabulary)
     return evaluation_windows(stream, length)
+
+
+def _check_length(opened: _Opened, length: int) -> None:
+    context = _context(opened)
+    require(length <= context, f"Windows of {length} tokens: the model reads at most {context}. Ask for fewer.")
+
+
+def _context(opened: _Opened) -> int:
+    return int(opened.model.config.get_text_config().max_position_embeddings)
 
 
 def _divergence(found: TokenMeasures) -> Divergence | None:

@@ -53,8 +53,8 @@ def _estimates(metrics: Mapping[str, Any]) -> dict[str, Estimate]:
     found = {}
     for key, value in metrics.items():
         name, _, kind = key.partition(",")
-        if isinstance(value, (int, float)) and not name.endswith("_stderr"):
+        if kind and isinstance(value, (int, float)) and not name.endswith("_stderr"):
             error = metrics.get(f"{name}_stderr,{kind}")
-            label = name if kind in ("", "none") else f"{name} ({kind})"
+            label = name if kind == "none" else f"{name} ({kind})"
             found[label] = Estimate(float(value), float(error) if isinstance(error, float) else None)
     return found
