@@ -50,7 +50,7 @@ def load_everything(folder):
         assert bool(torch.isfinite(weight).all())
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(flips=flips, keep=st.just(0) | st.integers(0, 2000))
 def test_damaged_bytes_of_the_tensors(checkpoint, flips, keep):
     good = (checkpoint / "model.safetensors").read_bytes()
@@ -61,7 +61,7 @@ def test_damaged_bytes_of_the_tensors(checkpoint, flips, keep):
         (checkpoint / "model.safetensors").write_bytes(good)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(flips=flips, keep=st.just(0) | st.integers(0, 2000))
 def test_damaged_bytes_of_the_header(checkpoint, flips, keep):
     good = (checkpoint / "model.safetensors").read_bytes()
@@ -79,7 +79,7 @@ def places(data, path=()):
     return [path, *(place for key, value in items for place in places(value, (*path, key)))]
 
 
-@settings(max_examples=500, deadline=None, derandomize=True)
+@settings(max_examples=250, deadline=None, derandomize=True)
 @given(place=st.sampled_from(places(config())[1:]), value=anything)
 def test_any_value_replaced_in_the_config(checkpoint, place, value):
     changed = copy.deepcopy(config())
