@@ -1,1 +1,1 @@
-"""Integrations: lowbit inside the tools where people work."""
+"""Integrations: lowbit checkpoints where people already work."""

@@ -1,0 +1,48 @@
+"""The main door to a finished checkpoint."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from lowbit.core.errors import BadRequest, LowbitError, require
+from lowbit.formats.legality import CONFIG_NAME, check_checkpoint
+from lowbit.integrations.transformers import register
+from lowbit.recipes import from_dict
+
+_WORK_FOLDER = ".lowbit"
+
+
+def load(
+    folder: str | Path, dtype: torch.dtype | None = None, device_map: str | dict[str, Any] | None = None
+) -> PreTrainedModel:
+    """The model of a lowbit checkpoint, ready for inference.
+
+    dtype: of everything that is not quantized, and of the activations; None for the type in config.json.
+    device_map: as in transformers ("cpu", "auto", ...; needs accelerate).
+
+    Raises BadRequest where the folder is missing, unfinished, not a lowbit checkpoint, damaged, or of a newer format.
+    """
+    folder = Path(folder)
+    _check_finished(folder)
+    check_checkpoint(folder, from_dict)
+    register()
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype or "auto", device_map=device_map, local_files_only=True, output_loading_info=True
+    )
+    model, info = loaded
+    if missing := sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}):
+        raise LowbitError(
+            f"{folder} does not hold all of the model; missing or of another shape: {', '.join(missing[:8])}."
+        )
+    return model
+
+
+def _check_finished(folder: Path) -> None:
+    require(folder.is_dir(), f"{folder} is not a folder. Give the folder that `lowbit quantize --out` wrote.")
+    if (folder / CONFIG_NAME).is_file():
+        return
+    if (folder / _WORK_FOLDER).is_dir():
+        raise BadRequest(f"{folder} is unfinished: resume with the same `lowbit quantize` command and --resume.")
+    raise BadRequest(f"{folder} has no {CONFIG_NAME}: not a checkpoint. Give the folder that `lowbit quantize` wrote.")

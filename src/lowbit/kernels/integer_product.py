@@ -1,0 +1,191 @@
+"""Multiplying by, and decoding, integer codes straight from their packed bytes.
+
+    y_r = sum over groups g of  s_rg (sum over c in g of q_rc x_c)  -  s_rg z_rg (sum over c in g of x_c)
+
+Codes of b bits repeat their place within bytes every P = 8 / gcd(b, 8) codes. The activations are therefore laid out
+as P planes, plane j holding x_j, x_(j+P), ...: each plane meets one fixed shift and mask, its loads are contiguous, and
+LLVM turns the loop over the planes' columns into vectors. Three things matter for that, each several times in speed:
+indices are unsigned (numba tests signed ones for wrap-around), the inner loop has a constant number of trips, and the
+bits are a constant, so a kernel is compiled for each pair of bits and trips and cached on disk.
+
+Cost: N K multiply-adds and as many shifts a token, N K b / 8 bytes read. Rows never mix, so the result does not depend
+on the number of threads. `product_reference` and `decode_reference` are the oracles, and what other devices run.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from math import gcd
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+# Columns of a plane in one pass of the inner loop, at most: a few vectors of 16.
+_LONGEST_TRIP = 64
+_ANY_ORDER_OF_SUMS = {"reassoc", "contract", "nsz"}
+
+
+@dataclass(frozen=True, eq=False)
+class PackedGrid:
+    """A layer [N, columns] on an integer grid, as stored.
+
+    codes: uint8 [N, ceil(columns * bits / 8)], each row a little-endian bit stream.
+    scale: [N, G], or [1, 1] for the whole layer, floating point.
+    zero: uint8, one bit stream of the zero points, [N G] integers of `bits` bits; None where all are `middle`.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor | None
+    bits: int
+    columns: int
+    middle: float
+
+
+def decode_reference(grid: PackedGrid, start: int, stop: int) -> Tensor:
+    """The values s (q - z) of rows start..stop-1, float32 [stop - start, columns]."""
+    scale = grid.scale.float()
+    if grid.zero is None:
+        zero = torch.full_like(scale, grid.middle)
+    else:
+        zero = _codes(grid.zero[None], grid.bits, scale.numel()).view(scale.shape).float()
+    if len(scale) > 1:
+        scale, zero = scale[start:stop], zero[start:stop]
+    codes = _codes(grid.codes[start:stop], grid.bits, grid.columns).float()
+    groups = codes.view(stop - start, scale.shape[1], -1)
+    return (scale[:, :, None] * (groups - zero[:, :, None])).view(stop - start, grid.columns)
+
+
+def product_reference(grid: PackedGrid, x: Tensor) -> Tensor:
+    """x [T, columns], float32, times the transposed values: [T, N]."""
+    return x @ decode_reference(grid, 0, len(grid.codes)).T
+
+
+def decode_rows(grid: PackedGrid, start: int, stop: int) -> Tensor:
+    """The same as `decode_reference`, bit for bit, by numba."""
+    values = torch.empty(stop - start, grid.columns)
+    scale, zero = _side(grid)
+    codes = grid.codes[start:stop].numpy()
+    _decode_kernel(grid.bits)(codes, scale, zero, np.float32(grid.middle), np.uint64(start), values.numpy())
+    return values
+
+
+def product(grid: PackedGrid, x: Tensor) -> Tensor:
+    """The same as `product_reference` but for the order of sums, by numba; x: float32 [T, columns], on the CPU."""
+    period = 8 // gcd(grid.bits, 8)
+    tokens, groups = len(x), grid.scale.shape[1]
+    planes = torch.zeros(tokens, -(-grid.columns // period), period)
+    planes.view(tokens, -1)[:, : grid.columns] = x
+    planes = planes.transpose(1, 2).contiguous()
+    sums = x.view(tokens, groups, -1).sum(-1)
+    out = torch.empty(tokens, len(grid.codes))
+    kernel = _product_kernel(grid.bits, _trips(grid.columns // groups // period))
+    scale, zero = _side(grid)
+    kernel(
+        grid.codes.numpy(),
+        (scale, zero, np.float32(grid.middle)),
+        grid.columns,
+        planes.numpy(),
+        sums.numpy(),
+        out.numpy(),
+    )
+    return out
+
+
+def _codes(packed: Tensor, bits: int, count: int) -> Tensor:
+    """The first `count` integers of each row of bit streams, int32 [rows, count]."""
+    at = torch.arange(count, device=packed.device) * bits
+    low = packed[:, at // 8].int()
+    # Codes that end in their first byte read it twice; the mask drops what is not theirs.
+    high = packed[:, (at // 8 + 1).clamp_max(packed.shape[1] - 1)].int()
+    return (low | high << 8) >> (at % 8) & (2**bits - 1)
+
+
+def _side(grid: PackedGrid) -> tuple[Any, Any]:
+    zero = np.empty(0, np.uint8) if grid.zero is None else grid.zero.numpy()
+    return grid.scale.float().numpy(), zero
+
+
+def _trips(columns: int) -> int:
+    """A constant trip count for so many columns of a plane in each group: one that leaves none over, if there is."""
+    divisors = [t for t in range(8, _LONGEST_TRIP + 1) if columns % t == 0]
+    return max(divisors, default=max(1, min(columns, _LONGEST_TRIP)))
+
+
+@numba.njit
+def _code(stream, bits, index):  # type: ignore[no-untyped-def]
+    """Integer `index` of a bit stream."""
+    at = np.uint64(index) * np.uint64(bits)
+    byte, shift = at >> np.uint64(3), at & np.uint64(7)
+    word = np.int32(stream[byte])
+    if shift + np.uint64(bits) > np.uint64(8):
+        word |= np.int32(stream[byte + np.uint64(1)]) << 8
+    return np.float32((word >> np.int32(shift)) & ((1 << bits) - 1))
+
+
+@numba.njit
+def _zero(zero, middle, bits, index):  # type: ignore[no-untyped-def]
+    """Zero point `index`: stored, or `middle` where none are."""
+    return _code(zero, bits, index) if len(zero) else middle
+
+
+@cache
+def _product_kernel(bits: int, trips: int) -> Any:
+    """kernel(codes, (scale, zero, middle), columns, planes [T, P, .], sums [T, G], out [T, N])"""
+    period, step, top = 8 // gcd(bits, 8), bits // gcd(bits, 8), (1 << bits) - 1
+    U = np.uint64
+
+    @numba.njit(parallel=True, cache=True, fastmath=_ANY_ORDER_OF_SUMS)
+    def kernel(codes, side, columns, planes, sums, out):  # type: ignore[no-untyped-def]
+        scale, zero, middle = side
+        groups = U(scale.shape[1])
+        size = U(columns) // groups
+        for r in numba.prange(codes.shape[0]):
+            row, at_row = codes[r], U(r) if scale.shape[0] > 1 else U(0)
+            for t in range(U(out.shape[0])):
+                y = np.float32(0)
+                for g in range(groups):
+                    start, stop, total = g * size, (g + U(1)) * size, np.float32(0)
+                    first, last = (start + U(period - 1)) // U(period), stop // U(period)
+                    passes = (last - first) // U(trips) if last > first else U(0)
+                    for c in range(start, min(first * U(period), stop)):
+                        total += _code(row, bits, c) * planes[t, c % U(period), c // U(period)]
+                    for p in range(passes):
+                        part, i = np.float32(0), first + p * U(trips)
+                        for k in range(i, i + U(trips)):
+                            for j in range(U(period)):
+                                byte, shift = k * U(step) + (j * U(bits) >> U(3)), j * U(bits) & U(7)
+                                word = np.int32(row[byte])
+                                if shift + U(bits) > U(8):
+                                    word = np.int32(word | np.int32(np.int32(row[byte + U(1)]) << np.int32(8)))
+                                code = np.int32(np.int32(word >> np.int32(shift)) & np.int32(top))
+                                part += np.float32(code) * planes[t, j, k]
+                        total += part
+                    for c in range((first + passes * U(trips)) * U(period), stop):
+                        total += _code(row, bits, c) * planes[t, c % U(period), c // U(period)]
+                    s = scale[at_row, g]
+                    y += s * total - s * _zero(zero, middle, bits, at_row * groups + g) * sums[t, g]
+                out[t, r] = y
+
+    return kernel
+
+
+@cache
+def _decode_kernel(bits: int) -> Any:
+    """kernel(codes, scale, zero, middle, first row, values): all rows of `codes`, which start at the first row."""
+    U = np.uint64
+
+    @numba.njit(parallel=True, cache=True)
+    def kernel(codes, scale, zero, middle, first, values):  # type: ignore[no-untyped-def]
+        groups = U(scale.shape[1])
+        size = U(values.shape[1]) // groups
+        for r in numba.prange(codes.shape[0]):
+            row, at_row = codes[r], U(r) + first if scale.shape[0] > 1 else U(0)
+            for g in range(groups):
+                s, z = scale[at_row, g], _zero(zero, middle, bits, at_row * groups + g)
+                for c in range(g * size, (g + U(1)) * size):
+                    values[r, c] = s * (_code(row, bits, c) - z)
+
+    return kernel

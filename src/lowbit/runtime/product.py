@@ -1,0 +1,72 @@
+"""Multiplying activations by a layer's values while the layer stays packed.
+
+    y = x W'^T,    W' = the decoded codes, [N, K] in the transform's coordinates
+
+`product` and `decode_rows` dispatch on the type of the code. What they do for a code that registers nothing is right
+for all: decode a slab of rows, multiply, forget it. A code with a faster way registers it in a file of its own.
+A slab of n rows is itself a layer [n, K], so what of each stored field belongs to it follows from comparing the fields
+of the two shapes: an axis 0 that grows with the rows is cut in proportion, one that does not is shared.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import singledispatch
+
+import torch
+from torch import Tensor
+
+from lowbit.core.fields import Bits
+from lowbit.core.parts import Code
+from lowbit.formats.checkpoint import restored
+from lowbit.packing import unpack
+
+SLAB_BYTES = 4 << 20
+"""Decoded values held at a time."""
+
+
+@dataclass(frozen=True, eq=False)
+class StoredCodes:
+    """The stored tensors of a code for a layer [N, K], by field name ("codes" and the side information)."""
+
+    shape: tuple[int, int]
+    tensors: Mapping[str, Tensor]
+
+
+@singledispatch
+def product(code: Code, stored: StoredCodes, x: Tensor) -> Tensor:
+    """x [T, K], floating point, times the transposed values: [T, N] in x's type."""
+    return slab_product(code, stored, x)
+
+
+@singledispatch
+def decode_rows(code: Code, stored: StoredCodes, start: int, stop: int) -> Tensor:
+    """The values of rows start..stop-1 (whole tiles), float32 [stop - start, K], on the device of the codes."""
+    device = stored.tensors["codes"].device
+    fields, part = code.fields(stored.shape), code.fields((stop - start, stored.shape[1]))
+    values = {}
+    for name, field in fields.items():
+        tensor, whole = stored.tensors[name].cpu(), field.shape == part[name].shape
+        if name == "codes" and isinstance(field, Bits):
+            rows = field.nbytes // field.row_nbytes
+            at = slice(start * rows // stored.shape[0], stop * rows // stored.shape[0])
+            values[name] = unpack(tensor, field, at).view(part[name].shape)
+        else:
+            value, length = restored(tensor, field), field.shape[0]
+            at = slice(start * length // stored.shape[0], stop * length // stored.shape[0])
+            values[name] = value if whole else value[at]
+    codes = values.pop("codes")
+    return code.decode(codes, values, torch.arange(stored.shape[1])).to(device)
+
+
+def slab_product(code: Code, stored: StoredCodes, x: Tensor) -> Tensor:
+    """`product` by decoding SLAB_BYTES of values at a time."""
+    out = x.new_empty(len(x), stored.shape[0])
+    for start, stop in _slabs(code, stored.shape):
+        out[:, start:stop] = x @ decode_rows(code, stored, start, stop).to(x.dtype).T
+    return out
+
+
+def _slabs(code: Code, shape: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    n, k = shape
+    step = max(1, SLAB_BYTES // (4 * k * code.tile[0])) * code.tile[0]
+    return ((start, min(start + step, n)) for start in range(0, n, step))
