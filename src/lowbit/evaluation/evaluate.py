@@ -14,6 +14,9 @@ from lowbit.evaluation.records import Divergence, Measures, as_perplexity, over_
 from lowbit.evaluation.size import checkpoint_size
 from lowbit.evaluation.tasks import evaluate_tasks
 from lowbit.evaluation.tokens import Progress, TokenMeasures, measure_tokens
+from lowbit.formats.checkpoint import QUANT_METHOD
+from lowbit.formats.shards import Shards
+from lowbit.integrations.loading import load
 from lowbit.pipeline.source import read_config, resolve_folder
 from lowbit.pipeline.text import evaluation_windows, read_texts, token_stream
 
@@ -92,8 +95,10 @@ def _open(model: Model) -> _Opened:
     if isinstance(model, PreTrainedModel):
         return _Opened(model, None)
     folder = resolve_folder(str(model))
-    read_config(folder)
-    checkpoint_size(folder)  # refuses a damaged folder before gigabytes of it are loaded
+    quantized = read_config(folder).to_dict().get("quantization_config") or {}
+    if quantized.get("quant_method") == QUANT_METHOD:
+        return _Opened(load(folder, dtype=torch.float32), folder)
+    Shards.open(folder)  # a damaged folder is refused before gigabytes of it are loaded
     return _Opened(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), folder)
 
 
