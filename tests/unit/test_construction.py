@@ -8,7 +8,7 @@ import torch
 from laws.problems import correlated
 from laws.statements import solve
 from laws.toys import Codebook
-from lowbit.codes import HessianRange, IntegerGrid, SearchedRange
+from lowbit.codes import HessianRange, IntegerGrid, MinMax, SearchedRange
 from lowbit.core.errors import BadRequest
 from lowbit.core.order import visit
 from lowbit.core.problem import LayerProblem
@@ -66,6 +66,14 @@ def test_bad_recipes_are_refused_when_made():
 def test_a_group_size_that_does_not_divide_names_those_that_do(group_size, k, offer):
     with pytest.raises(BadRequest, match=f"group_size={group_size}.*{k} inputs.*Use {offer}, or"):
         solve(make_recipe("optq", {"group_size": group_size}), correlated(0, k=k))
+
+
+@pytest.mark.parametrize("range", [MinMax(), SearchedRange()], ids=repr)
+def test_scales_that_cannot_be_stored_are_refused(range):
+    problem = LayerProblem(correlated(0).weight * 1e6, correlated(0).hessian)
+    with pytest.raises(BadRequest, match=r'scale_dtype="float16".*weights up to .*e\+06.*Use "bfloat16"'):
+        Ldlq().round(problem, IntegerGrid(4, range=range))
+    assert bool(torch.isfinite(Ldlq().round(problem, IntegerGrid(4, scale_dtype="bfloat16")).w_hat).all())
 
 
 def test_layer_problems_refuse_hessians_of_another_size():

@@ -140,6 +140,11 @@ class IntegerGrid:
         if importance is not None:
             importance = importance.expand_as(weight).reshape(rows * groups, -1)
         scale, zero = self.range.fit(weight.reshape(rows * groups, -1), importance, self.levels)
+        require(
+            bool(torch.isfinite(scale).all()),
+            f'IntegerGrid(scale_dtype="{self.scale_dtype}"): weights up to {float(weight.abs().max()):g} need scales '
+            'that this type cannot hold. Use "bfloat16" or "float32".',
+        )
         return scale.view(rows, groups), zero.view(rows, groups)
 
     def _group_of(self, columns: Tensor, side: Side) -> Tensor:
