@@ -41,8 +41,12 @@ def test_decoding_gives_the_values_bit_for_bit(bits, shape, symmetric):
 # A kernel is compiled for each pair of bits and trips, so not every shape meets every width.
 @pytest.mark.parametrize(
     ("bits", "shape"),
-    [(1, "row"), (2, "groups"), (3, "groups"), (3, "odd groups"), (4, "row"), (5, "row"), (6, "row"), (7, "row")]
-    + [(8, "groups"), (4, "tensor"), (5, "odd groups")],
+    [
+        *[(bits, "row") for bits in (1, 4, 5, 6, 7)],
+        *[(bits, "groups") for bits in (2, 3, 8)],
+        *[(bits, "odd groups") for bits in (3, 5)],
+        (4, "tensor"),
+    ],
 )
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_the_product_is_that_of_the_decoded_values(bits, shape, symmetric):

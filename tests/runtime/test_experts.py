@@ -11,14 +11,14 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 from lowbit.core.errors import BadRequest
 from lowbit.runtime import LinearExperts, is_fused_experts
 
-E, H, I, T = 5, 12, 20, 9
+E, H, INNER, T = 5, 12, 20, 9
 
 
 def fused(kind):
-    sizes = {"hidden_size": H, "intermediate_size": I, "num_hidden_layers": 1}
+    sizes = {"hidden_size": H, "intermediate_size": INNER, "num_hidden_layers": 1}
     module = {
         "mixtral": lambda: MixtralExperts(MixtralConfig(**sizes, num_local_experts=E)),
-        "qwen3": lambda: Qwen3MoeExperts(Qwen3MoeConfig(**sizes, moe_intermediate_size=I, num_experts=E)),
+        "qwen3": lambda: Qwen3MoeExperts(Qwen3MoeConfig(**sizes, moe_intermediate_size=INNER, num_experts=E)),
     }[kind]()
     module.config._experts_implementation = "eager"
     for parameter in module.parameters():
@@ -65,13 +65,13 @@ def test_fusing_again_gives_the_same_parameters():
 
 def test_a_skeleton_without_memory_separates_too():
     experts = LinearExperts.from_fused(fused("qwen3").to("meta"))
-    assert experts[0].gate_proj.weight.shape == (I, H)
+    assert experts[0].gate_proj.weight.shape == (INNER, H)
     assert experts[0].gate_proj.weight.is_meta
 
 
 def test_modules_that_compute_something_else_are_not_taken_for_fused_experts():
     with torch.device("meta"):
-        other = GptOssExperts(GptOssConfig(hidden_size=H, intermediate_size=I, num_local_experts=E))
+        other = GptOssExperts(GptOssConfig(hidden_size=H, intermediate_size=INNER, num_local_experts=E))
     assert not is_fused_experts(other)
     assert not is_fused_experts(nn.Linear(3, 4))
     interleaved = fused("mixtral")
