@@ -33,6 +33,11 @@ class TestSources:
         file.write_bytes(b"\xef\xbb\xbfone\r\ntwo")
         assert read_texts(str(file)) == ["one\r\ntwo"]
 
+    def test_txt_of_several_documents(self, tmp_path):
+        file = tmp_path / "a.txt"
+        file.write_text("one\n<|endoftext|>\ntwo\n<|endoftext|>\n")
+        assert read_texts(str(file)) == ["one\n", "\ntwo\n"]
+
     def test_jsonl_gives_the_field_text_of_each_line(self, tmp_path):
         file = tmp_path / "a.jsonl"
         file.write_text('{"id": "x", "text": "one"}\n\n{"text": "zw\u00f6\u2028lf", "id": "y"}\n', encoding="utf-8")

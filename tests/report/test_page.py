@@ -160,6 +160,11 @@ def test_figure_as_a_file(tmp_path, suffix, start):
     assert path.read_bytes() == first
 
 
+def test_page_of_a_run_without_calibration(tmp_path):
+    none = record()["calibration"] | {"samples": 0, "tokens": 0}
+    assert "none: the recipe reads no text; seed 0" in written(tmp_path, record(calibration=none)).words()
+
+
 def test_page_of_a_run_that_quantized_nothing(tmp_path):
     words = written(tmp_path, record(layers=[])).words()
     assert "All 0 quantized layers" in words

@@ -24,6 +24,9 @@ from lowbit.demo.text import Split, stdlib_texts
 _MOST_CHARACTERS = 50_000_000
 """Hub data sets are read up to here (about 12 million tokens, 6,000 windows of 2048): some have terabytes."""
 
+_END_OF_TEXT = "<|endoftext|>"
+"""Between the documents of a .txt file, as GPT-2's successors publish them."""
+
 _SOURCES = "SOURCE is `stdlib`, a .txt, .jsonl or .parquet file, or a data set as name[:config[:split]]"
 
 
@@ -31,9 +34,9 @@ def read_texts(source: str, split: Split = "calibration") -> list[str]:
     """The documents of a source, none of them empty.
 
     Args:
-        source: `stdlib` (the source of Python's own library), a .txt file (one document), a .jsonl or .parquet file
-            (field `text`, or the only field that holds strings), or a data set of the hub or a local folder that the
-            `datasets` package can load, as name[:config[:split]].
+        source: `stdlib` (the source of Python's own library), a .txt file (documents between `<|endoftext|>`, or one),
+            a .jsonl or .parquet file (field `text`, or the only field that holds strings), or a data set of the hub or
+            a local folder that the `datasets` package can load, as name[:config[:split]].
         split: of `stdlib` its calibration or held-out files; of a data set that names no split of its own `train`
             or `test`. A file has no splits.
 
@@ -128,7 +131,7 @@ def _join_paragraphs(rows: list[str]) -> list[str]:
 
 
 def _plain(path: Path) -> list[str]:
-    return [_utf8(path)]
+    return [document for document in _utf8(path).split(_END_OF_TEXT) if document.strip()]
 
 
 def _json_lines(path: Path) -> list[str]:
