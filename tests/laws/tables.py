@@ -8,7 +8,7 @@ from itertools import product
 import torch
 
 from laws.toys import Codebook, FloatMoment, Lattice, LowRank, Rotated, Scaled, Sheared
-from lowbit.codes import HessianRange, IntegerGrid, MinMax, SearchedRange
+from lowbit.codes import E8P, HessianRange, IntegerGrid, MinMax, SearchedRange, VectorCodebook
 from lowbit.core.maps import Dense, Diagonal, Identity, Permutation, compose
 from lowbit.core.recipe import Recipe
 from lowbit.recipes import make_recipe
@@ -24,6 +24,9 @@ from lowbit.transforms import (
     Rescale,
     StaticOrder,
 )
+from lowbit.transforms.hadamard import HadamardMap, Signs
+from lowbit.transforms.kronecker import KroneckerMap
+from lowbit.transforms.orthogonal import orthogonal
 
 STATISTICS = {
     "second moment": SecondMoment(),
@@ -68,12 +71,22 @@ CODES = {
     "hessian range per tensor": IntegerGrid(2, "tensor", range=RANGES["hessian"]),
     "bfloat16 scales": IntegerGrid(4, 8, scale_dtype="bfloat16"),
     "float32 scales": IntegerGrid(4, "row", scale_dtype="float32"),
+    "e8p": E8P(),
+    "e8p, 3 bits": E8P(3),
+    "e8p, 4 bits with headroom": E8P(4, headroom=1.2),
+    "vectors of inputs": VectorCodebook(2, 4, importance="none"),
+    "vectors of outputs in groups": VectorCodebook(2, 3, along="outputs", group_size=8, codebooks="dynamic"),
+    "vectors of outputs in static groups": VectorCodebook(2, 2, along="outputs", group_size=12, importance="diagonal"),
+    "vectors of inputs in two stages": VectorCodebook(2, 2, 2, group_size=12, codebooks="dynamic"),
     "toy: pairs of columns": Codebook(6, (1, 2)),
     "toy: quadruples of columns": Codebook(8, (1, 4)),
     "toy: pairs of rows": Codebook(5, (2, 1)),
     "toy: squares": Codebook(7, (2, 2)),
     "toy: lattice": Lattice(),
 }
+
+GREEDY = ("e8p, 3 bits", "e8p, 4 bits with headroom", "vectors of inputs in two stages")
+"""Codes of two stages: the first takes its nearest, which may not be the one that serves both best."""
 
 ROUNDERS = {
     "nearest": Nearest(),
@@ -115,6 +128,10 @@ COMBINATIONS = {
         ("quip", "quip", "2 bits symmetric"),
         ("channel scales and float32 scales", "channel scales", "float32 scales"),
         ("hadamard visited in order", "hadamard, then visited in order", "static groups"),
+        ("quip#", "hadamard", "e8p"),
+        ("hadamard e8p with a second stage", "hadamard", "e8p, 3 bits"),
+        ("vectors of inputs in two stages", "none", "vectors of inputs in two stages"),
+        ("vectors of outputs, act-order", "act-order", "vectors of outputs in groups"),
     ]
 }
 """Parts put together that have no recipe of their own."""
@@ -134,6 +151,7 @@ TOY_RECIPES = {
 
 _GENERATOR = torch.Generator().manual_seed(0)
 _ORTHOGONAL = Rotated()._draw(8, _GENERATOR)
+_ORTHOGONAL_FOUR = orthogonal(4, 0)
 _REVERSED = Permutation(torch.tensor([7, 6, 5, 4, 3, 2, 0, 1]))
 _DOUBLED = Diagonal(torch.linspace(0.5, 2, 8, dtype=torch.float64))
 
@@ -147,6 +165,11 @@ MAPS = {
     "diagonal after orthogonal": compose(_DOUBLED, Dense(_ORTHOGONAL, is_orthogonal=True)),
     "two permutations": compose(_REVERSED, _REVERSED),
     "after the identity": compose(_DOUBLED, Identity()),
+    "signs": Signs(torch.tensor([1, -1, -1, 1, 1, 1, -1, 1], dtype=torch.int8)),
+    "hadamard": HadamardMap(3, torch.ones(1, 1, dtype=torch.float64)),
+    "hadamard of halves beside an orthogonal four": HadamardMap(1, _ORTHOGONAL_FOUR),
+    "hadamard in runs of four": HadamardMap(0, _ORTHOGONAL_FOUR),
+    "kronecker": KroneckerMap(HadamardMap(1, torch.ones(1, 1)).apply(torch.eye(2).double()), _ORTHOGONAL_FOUR),
     "three": compose(_DOUBLED, compose(_REVERSED, Dense(_ORTHOGONAL, is_orthogonal=True))),
 }
 """Linear maps of 8 features."""

@@ -5,13 +5,13 @@ import torch
 
 from laws.problems import problems
 from laws.statements import law_encode_is_idempotent, law_encode_is_nearest
-from laws.tables import CODES
+from laws.tables import CODES, GREEDY
 
 PROBLEMS = [*problems(torch.float32).values(), *problems(torch.float64).values()]
 
 
 @pytest.mark.parametrize("law", [law_encode_is_idempotent, law_encode_is_nearest])
-@pytest.mark.parametrize("code", CODES.values(), ids=CODES)
-def test_codes(code, law):
+@pytest.mark.parametrize("name", [name for name in CODES if name not in GREEDY])
+def test_codes(name, law):
     for problem in PROBLEMS:
-        law(code, problem)
+        law(CODES[name], problem)

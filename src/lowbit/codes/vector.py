@@ -1,0 +1,200 @@
+"""Vector codebooks: d weights at a time are one of 2^b vectors found by k-means on the layer's own weights.
+
+    W_tile = C[i]  or, with a second stage,  C[i] + C'[i'],    tile (1, d) along inputs, (d, 1) along outputs
+
+Along inputs (GPTVQ) a tile spans d columns and the rounder must know how their errors combine; along outputs (VPTQ)
+it lies in one column, all its errors cost the same and feedback works column by column as in OPTQ. A column's
+importance is what its rounding error costs: diag(H), or what of it the columns after it cannot absorb, the d_j of
+H = A diag(d) A^T. It weighs the vectors when the centroids are found, and the coordinates when a tile is encoded.
+
+Bits per weight: (bits + residual_bits) / d + 16 d groups (2^bits + 2^residual_bits) / (N K), with one float16 codebook
+per group of columns, or one for the layer; each row of tiles is filled up to a byte.
+
+Papers: GPTVQ (arXiv 2402.15319), VPTQ (arXiv 2409.17066). Differs from GPTVQ: codebooks span all rows, are float16
+instead of 8 bits, and weigh a column by d_j where its code takes the root; from VPTQ: no second, finer codebook for
+outlier columns and no normalisation of weights (a transform does both jobs).
+Cost: see `lowbit.codes.kmeans`; 2 d 2^b multiply-adds per tile to encode.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lowbit.codes.kmeans import k_means
+from lowbit.core.errors import BadRequest, require
+from lowbit.core.fields import Array, Bits, Field
+from lowbit.core.linalg import unit_upper_factor
+from lowbit.core.parts import encode_tiles
+from lowbit.core.problem import LayerProblem
+from lowbit.core.records import Side
+from lowbit.kernels.nearest import nearest
+
+_LARGEST_BITS = 16
+# Damping of the factorisation behind the "conditional" importance, and the least importance over the mean.
+_DAMPING, _SMALLEST_IMPORTANCE = 0.01, 1e-6
+
+
+@dataclass(frozen=True)
+class VectorCodebook:
+    """dimension: 1 to 32 weights a tile, lying `along` inputs or outputs.
+
+    bits, residual_bits: of an index, 1 to 16; 0 residual bits for no second stage. group_size: columns that share a
+    codebook, or "tensor". importance of a column: "none" (all the same), "diagonal" of H, or "conditional" on the
+    columns after it. codebooks: "dynamic" finds a group's anew from the error-compensated weights when a rounder
+    reaches it (GPTVQ), "static" keeps those of the original weights.
+    """
+
+    dimension: int = 4
+    bits: int = 8
+    residual_bits: int = 0
+    along: Literal["inputs", "outputs"] = "inputs"
+    group_size: int | Literal["tensor"] = "tensor"
+    importance: Literal["none", "diagonal", "conditional"] = "conditional"
+    codebooks: Literal["dynamic", "static"] = "static"
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        require(1 <= self.dimension <= 32, f"{name}(dimension={self.dimension}): must be 1 to 32.")
+        require(1 <= self.bits <= _LARGEST_BITS, f"{name}(bits={self.bits}): must be 1 to {_LARGEST_BITS}.")
+        require(
+            0 <= self.residual_bits <= _LARGEST_BITS and self.bits + self.residual_bits < 32,
+            f"{name}(residual_bits={self.residual_bits}): must be 0 (no second stage) to {_LARGEST_BITS}, "
+            "and below 32 together with bits.",
+        )
+        for field, value, allowed in (
+            ("along", self.along, ("inputs", "outputs")),
+            ("importance", self.importance, ("none", "diagonal", "conditional")),
+            ("codebooks", self.codebooks, ("dynamic", "static")),
+        ):
+            require(value in allowed, f"{name}({field}={value!r}): must be one of {', '.join(allowed)}.")
+        sized = isinstance(self.group_size, int) and self.group_size >= 1 and self.group_size % self.tile[1] == 0
+        require(
+            sized or self.group_size == "tensor",
+            f'{name}(group_size={self.group_size!r}): must be "tensor" or a multiple of {self.tile[1]} columns.',
+        )
+
+    @property
+    def tile(self) -> tuple[int, int]:
+        return (1, self.dimension) if self.along == "inputs" else (self.dimension, 1)
+
+    @property
+    def refit_every(self) -> int:
+        return self.group_size if isinstance(self.group_size, int) and self.codebooks == "dynamic" else 0
+
+    def check(self, shape: tuple[int, int]) -> None:
+        n, k = shape
+        length, what = (k, "inputs") if self.along == "inputs" else (n, "outputs")
+        if length % self.dimension:
+            near = max(d for d in range(1, self.dimension) if length % d == 0)
+            raise BadRequest(
+                f"VectorCodebook(dimension={self.dimension}) does not divide the {length} {what} of a [{n}, {k}] "
+                f"layer. Use dimension={near}, or the other direction."
+            )
+        if isinstance(self.group_size, int) and k % self.group_size:
+            raise BadRequest(
+                f"VectorCodebook(group_size={self.group_size}) does not divide the {k} inputs of a [{n}, {k}] layer. "
+                'Use a divisor, or "tensor".'
+            )
+
+    def fields(self, shape: tuple[int, int]) -> dict[str, Field]:
+        tiles = (shape[0] // self.tile[0], shape[1] // self.tile[1])
+        groups = 1 if self.group_size == "tensor" else shape[1] // self.group_size
+        fields: dict[str, Field] = {"codes": Bits(tiles, self.bits + self.residual_bits)}
+        for name, bits in self._stages():
+            fields[name] = Array((groups, 2**bits, self.dimension), torch.float16)
+        return fields
+
+    def fit(self, problem: LayerProblem) -> Side:
+        importance = self._importance(problem)
+        groups = [self._fit_group(problem.weight[:, at], importance[at]) for at in self._groups(problem.shape[1])]
+        return {
+            "importance": importance,
+            **{name: torch.stack([books[name] for books in groups]) for name, _ in self._stages()},
+        }
+
+    def refit(self, side: Side, target: Tensor, columns: Tensor) -> Side:
+        new = {name: tensor.clone() for name, tensor in side.items()}
+        for group in self._groups(len(columns)):
+            at = int(columns[group.start]) // self.refit_every
+            for name, book in self._fit_group(target[:, group], side["importance"][columns[group]]).items():
+                new[name][at] = book
+        return new
+
+    def encode(self, target: Tensor, side: Side, columns: Tensor) -> tuple[Tensor, Tensor]:
+        vectors, weights = self._vectors(target, side["importance"][columns])
+        codes = torch.empty(vectors.shape[:2], dtype=torch.int32)
+        for at, tiles in self._tiles_of(columns):
+            left, weight = vectors[:, tiles].flatten(0, 1), weights[:, tiles].flatten(0, 1)
+            joined = torch.zeros(len(left), dtype=torch.int32)
+            shift = 0
+            for name, bits in self._stages():
+                index, _ = nearest(left, weight, side[name][at])
+                left = left - side[name][at][index]
+                joined |= index << shift
+                shift += bits
+            codes[:, tiles] = joined.view(len(codes), -1)
+        return codes, self.decode(codes, side, columns)
+
+    def encode_with_feedback(
+        self, weight: Tensor, target: Tensor, feedback: Tensor, side: Side, columns: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return encode_tiles(self, weight, target, feedback, side, columns)
+
+    def decode(self, codes: Tensor, side: Side, columns: Tensor) -> Tensor:
+        book = side["codebook"]
+        dtype = torch.float32 if book.dtype == torch.float16 else book.dtype
+        vectors = torch.zeros(*codes.shape, self.dimension, dtype=dtype, device=codes.device)
+        for at, tiles in self._tiles_of(columns):
+            index = codes[:, tiles].int()
+            for name, bits in self._stages():
+                vectors[:, tiles] += side[name][at].to(dtype)[index & (1 << bits) - 1]
+                index = index >> bits
+        return vectors.flatten(1) if self.along == "inputs" else vectors.transpose(1, 2).flatten(0, 1)
+
+    def _stages(self) -> list[tuple[str, int]]:
+        """Field and index bits of each stage."""
+        stages = [("codebook", self.bits)]
+        return [*stages, ("residual_codebook", self.residual_bits)] if self.residual_bits else stages
+
+    def _importance(self, problem: LayerProblem) -> Tensor:
+        """[K], positive, mean 1 (0 throughout counts as the same for all)."""
+        if self.importance == "none":
+            return torch.ones(problem.shape[1], dtype=problem.weight.dtype)
+        if self.importance == "diagonal":
+            cost = problem.hessian.diagonal().double()
+        else:
+            cost = unit_upper_factor(problem.hessian, _DAMPING).diagonal
+        mean = cost.mean()
+        relative = cost / mean if mean > 0 else torch.ones_like(cost)
+        return relative.clamp_min(_SMALLEST_IMPORTANCE).to(problem.weight.dtype)
+
+    def _groups(self, columns: int) -> Iterator[slice]:
+        step = columns if self.group_size == "tensor" else self.group_size
+        return (slice(start, start + step) for start in range(0, columns, step))
+
+    def _fit_group(self, weight: Tensor, importance: Tensor) -> dict[str, Tensor]:
+        """The codebook of each stage, [2^bits, d], rounded to float16, in the weights' type."""
+        left, weights = (one.flatten(0, 1) for one in self._vectors(weight, importance))
+        books = {}
+        for name, bits in self._stages():
+            books[name] = k_means(left, weights, 2**bits).half().to(weight.dtype)
+            left = left - books[name][nearest(left, weights, books[name])[0]]
+        return books
+
+    def _vectors(self, weight: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
+        """Tiles of a weight [N, w] and their weights, both [row tiles, column tiles, d]."""
+        n, w = weight.shape
+        if self.along == "inputs":
+            vectors = weight.reshape(n, -1, self.dimension)
+            return vectors, importance.view(-1, self.dimension).expand_as(vectors)
+        vectors = weight.reshape(-1, self.dimension, w).transpose(1, 2)
+        return vectors, importance[:, None].expand_as(vectors)
+
+    def _tiles_of(self, columns: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Each codebook that a slab's columns use, and the column tiles that use it."""
+        first = columns[:: self.tile[1]]
+        group = first // self.group_size if isinstance(self.group_size, int) else torch.zeros_like(first)
+        return ((at, torch.nonzero(group == at).flatten()) for at in set(group.tolist()))
