@@ -2,7 +2,7 @@
 
     lowbit.quantize   make a checkpoint         lowbit.Recipe    how one layer is quantized
     lowbit.load       load one                  lowbit.recipes   the published methods, each a function
-    lowbit.evaluate   measure a model
+    lowbit.evaluate   measure a model           lowbit.Calibration, lowbit.Options   on what and how a run works
 
 Importing lowbit makes transformers able to load its checkpoints. transformers has no discovery of plug-ins, and one
 that is not registered leaves its user with an error at best; so that is done at once, everything else when first used.
@@ -16,22 +16,28 @@ from lowbit.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from lowbit import recipes as recipes
+    from lowbit.api import quantize as quantize
     from lowbit.core.recipe import Recipe as Recipe
-    from lowbit.evaluation.evaluate import evaluate as evaluate
+    from lowbit.evaluation import evaluate as evaluate
     from lowbit.integrations.loading import load as load
-    from lowbit.pipeline.quantize import quantize as quantize
+    from lowbit.pipeline.quantize import Calibration as Calibration
+    from lowbit.pipeline.quantize import Options as Options
 
-__all__ = ["Recipe", "__version__", "evaluate", "load", "quantize", "recipes"]
+__all__ = ["Calibration", "Options", "Recipe", "__version__", "evaluate", "load", "quantize", "recipes"]
 
 _HOMES = {
+    "Calibration": "lowbit.pipeline.quantize",
+    "Options": "lowbit.pipeline.quantize",
     "Recipe": "lowbit.core.recipe",
-    "evaluate": "lowbit.evaluation.evaluate",
+    "evaluate": "lowbit.evaluation",
     "load": "lowbit.integrations.loading",
-    "quantize": "lowbit.pipeline.quantize",
+    "quantize": "lowbit.api",
 }
 
 
 def __getattr__(name: str) -> Any:
+    if name == "recipes":
+        return import_module("lowbit.recipes")
     if name not in _HOMES:
         raise AttributeError(f"module 'lowbit' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

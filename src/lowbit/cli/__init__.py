@@ -2,23 +2,22 @@
 
 import sys
 
-import click
-
+from lowbit.cli.app import app
 from lowbit.core.errors import LowbitError
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    from lowbit.cli.app import app  # after the imports that a failing terminal could not report
-
     try:
-        app(standalone_mode=False)
+        app()
     except LowbitError as error:
-        print(f"lowbit: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
-    except click.ClickException as error:
-        error.show()
-        raise SystemExit(2) from None
-    except (click.Abort, KeyboardInterrupt):
-        print("lowbit: stopped.", file=sys.stderr)
-        raise SystemExit(130) from None
+        _fail(str(error), error.exit_code)
+    except OSError as error:
+        _fail(f"the system refused: {error}. Nothing finished is lost; mend the cause and use --resume.", 1)
+    except KeyboardInterrupt:
+        _fail("stopped. Go on with --resume.", 130)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"lowbit: {message}", file=sys.stderr)
+    raise SystemExit(code)

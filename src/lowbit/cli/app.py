@@ -2,6 +2,8 @@
 
 import inspect
 import json
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -82,13 +84,21 @@ def quantize(
         print(json.dumps(record))
         return
     console = Console()
-    console.print(layers_table(record["layers"]))
-    size = record["size"]
+    size, outcomes = record["size"], [outcome for layer in record["layers"] for outcome in layer["outcomes"]]
+    for outcome, count in Counter((o["kind"], o["remedy"]) for o in outcomes).items():
+        console.print(f"{count} layers: {outcome[0]}. {outcome[1]}", style="yellow", highlight=False)
+    console.print("The five layers with the largest relative loss:")
+    console.print(layers_table(_worst_first(record)[:5]))
     console.print(
         f"{numbers.size(size['before'])} -> {numbers.size(size['after'])}, "
         f"{size['bits_per_weight']:.3f} bits per quantized weight, {size['bits_per_parameter']:.3f} per parameter, "
-        f"in {numbers.duration(record['seconds']['total'])}.\n"
-        f"Report: {out / 'report.html'}\nTry it: lowbit generate {out} 'Once upon a time'"
+        f"in {numbers.duration(record['seconds']['total'])}.\n",
+        highlight=False,
+    )
+    console.print(
+        f"Report: {out / 'report.html'}\nTry it: lowbit generate {out} 'Once upon a time'",
+        highlight=False,
+        soft_wrap=True,
     )
 
 
@@ -186,9 +196,8 @@ def inspect_folder(
     for data in parsed.recipes:
         console.print(to_toml(from_dict(data)), markup=False)
     if record is not None:
-        worst = sorted(record["layers"], key=lambda layer: -layer["relative_loss"])
         console.print("Layers by relative loss, worst first:")
-        console.print(layers_table(worst))
+        console.print(layers_table(_worst_first(record)))
 
 
 @app.command()
@@ -203,7 +212,8 @@ def recipes(
         return
     console = Console()
     if name:
-        console.print(f"[bold]{name}[/bold]{inspect.signature(CATALOGUE[name])}\n", markup=True, highlight=False)
+        settings = ", ".join(f"{p.name}={p.default}" for p in inspect.signature(CATALOGUE[name]).parameters.values())
+        console.print(f"{name}({settings})\n", markup=False, highlight=False)
         console.print(inspect.getdoc(CATALOGUE[name]), markup=False, highlight=False)
         console.print(f"\nAt its default settings, [4096, 4096] takes {_bits(chosen[name]):.4f} bits per weight:\n")
         console.print(to_toml(chosen[name]), markup=False)
@@ -221,6 +231,10 @@ def demo(
 ) -> None:
     """Quantize the model that ships with lowbit in several ways, and compare. Offline, a few minutes."""
     run_demo(out)
+
+
+def _worst_first(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return sorted(record["layers"], key=lambda layer: -layer["relative_loss"])
 
 
 def _recipe_data(name: str, recipe: Recipe) -> dict[str, Any]:

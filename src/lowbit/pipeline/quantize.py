@@ -91,6 +91,7 @@ def run(
     source = SourceModel.open(model)
     length = _length(source, calibration)
     planned = make_plan(source, assignment, calibration.samples, length, options.budget)
+    _check_folder(out, planned, options.resume)
     windows = _windows(source, planned, calibration, length)
     digests = {
         "lowbit": VERSION,
@@ -98,7 +99,8 @@ def run(
         "calibration": _digest([windows_digest(windows), calibration.seed]),
         "model": source.digest(lambda done, total: progress("reading the model", done, total)),
     }
-    work = _work_folder(out, planned, options.resume)
+    work = out / WORK
+    (work / "layers").mkdir(parents=True, exist_ok=True)
     with exclusive(work):
         path = work / "journal.jsonl"
         journal = Journal.resume(path, digests) if path.exists() else Journal.start(path, digests)
@@ -136,18 +138,16 @@ def _digest(data: Any) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
-def _work_folder(out: Path, planned: Plan, resume: bool) -> Path:
-    """The folder of unfinished work, made where the run is new; raises BadRequest where `out` is not as asked."""
+def _check_folder(out: Path, planned: Plan, resume: bool) -> None:
+    """Raise BadRequest where `out` is not as asked: empty for a new run, holding a journal for one to resume."""
     work = out / WORK
     if resume and not (work / "journal.jsonl").exists():
         done = "holds a finished model" if (out / "config.json").exists() else "holds no unfinished run"
         raise BadRequest(f"--resume: {out} {done}. Leave --resume out to start a run in an empty folder.")
     if not resume and out.exists() and any(out.iterdir()):
-        unfinished = "an unfinished run: go on with --resume, or" if work.exists() else "files:"
-        raise BadRequest(f"{out} is not empty; it holds {unfinished} give another folder.")
+        way_out = "It holds an unfinished run: go on with --resume, or give" if work.exists() else "Give"
+        raise BadRequest(f"{out} is not empty. {way_out} another folder.")
     _require_space(out, 2 * planned.bytes_after)
-    (work / "layers").mkdir(parents=True, exist_ok=True)
-    return work
 
 
 def _require_space(out: Path, needed: int) -> None:
@@ -155,7 +155,7 @@ def _require_space(out: Path, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     require(
         free > needed,
-        f"{out}: the run needs {needed / 1e9:.2f} GB on disk, {free / 1e9:.2f} GB are free. Free some, or go elsewhere.",
+        f"{out}: the run needs {needed / 1e9:.2f} GB on disk, {free / 1e9:.2f} GB are free. Free some.",
     )
 
 
