@@ -3,8 +3,9 @@
     y = (S kron M) x / 2^(power/2),    S = [[1, 1], [1, -1]] kron ... kron [[1, 1], [1, -1]], `power` times
 
 `mix_reference` forms the whole matrix: the oracle. `mix` views x as [.., 2^power, m], multiplies by M and runs
-`power` rounds of butterflies (a, b) -> (a + b, a - b), in place, by numba on the CPU and by plain torch elsewhere and
-under autograd. Cost per element: m multiply-adds and `power` additions.
+`power` rounds of butterflies (a, b) -> (a + b, a - b), in place, by numba on the CPU; elsewhere and under autograd it
+multiplies by Sylvester matrices of order 64, six rounds at a time. Cost per element: m multiply-adds and `power` (or
+64 / 6 as many) additions.
 """
 
 import numba
@@ -12,6 +13,9 @@ import torch
 from torch import Tensor
 
 from lowbit.core.hadamard import hadamard_matrix
+
+# Off the CPU, rounds of butterflies are memory traffic; this many are one product with a matrix of order 64.
+_STEP = 6
 
 
 def mix_reference(x: Tensor, power: int, dense: Tensor) -> Tensor:
@@ -28,16 +32,19 @@ def mix(x: Tensor, power: int, dense: Tensor) -> Tensor:
     if y.device.type == "cpu" and not y.requires_grad:
         _butterflies(y.numpy(), 2 ** (-power / 2))
     else:
-        y = _butterflies_torch(y, power)
+        y = _products(y, power)
     return y.view(x.shape).to(x.dtype)
 
 
-def _butterflies_torch(y: Tensor, power: int) -> Tensor:
+def _products(y: Tensor, power: int) -> Tensor:
+    """y: [rows, 2^power, m] times Sylvester's matrix, as products with matrices of order up to 2^_STEP."""
     shape = y.shape
-    for level in range(power):
-        a, b = y.reshape(shape[0], -1, 2, 2**level * shape[2]).unbind(2)
-        y = torch.stack((a + b, a - b), dim=2)
-    return (y * 2 ** (-power / 2)).view(shape)
+    while power:
+        step = min(power, _STEP)
+        power -= step
+        matrix = hadamard_matrix(2**step).to(y) / 2 ** (step / 2)
+        y = matrix @ y.reshape(-1, 2**step, 2**power * shape[2])
+    return y.view(shape)
 
 
 @numba.njit(parallel=True, cache=True)

@@ -5,7 +5,7 @@
 The entries of W' are nearly Gaussian and its largest is small (incoherence), which is what a fixed code can be made
 for. Mixing n features needs an orthogonal Q of order n = 2^p m, m odd. In this order the first that exists is taken:
 
-    Sylvester(2^(p-t)) kron Hadamard(2^t m)    smallest t with a construction (`lowbit.core.hadamard`), order <= 2048
+    Sylvester(2^(p-t)) kron Hadamard(2^t m)    smallest t that `lowbit.core.hadamard` constructs, 2^t m <= 2048
     Sylvester(2^p) kron Orthogonal(m)          a fixed random orthogonal matrix, m <= 2048
 
 so 11008 = 64 * 172 and 18944 = 128 * 148 are true Hadamard, 13696 = 128 * 107 mixes its 107 by the second form, and
@@ -39,6 +39,7 @@ Sides = Literal["both", "left", "right"]
 
 # Mixing fewer features than this does not make weights Gaussian; asking for it is a mistake in the width.
 _SMALLEST_WIDTH = 8
+_SMALLEST_DENSE = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,14 +163,15 @@ def _width(n: int, limit: int) -> int:
 
 
 def _dense_order(n: int) -> int | None:
-    """The order of the factor beside Sylvester's, or None where n cannot be mixed."""
+    """The order of the factor beside Sylvester's, or None where n cannot be mixed.
+
+    Small ones are doubled: a product with a matrix of order 32 costs less than the rounds of butterflies it replaces.
+    """
     odd = n // (n & -n)
-    order = odd
-    while n % order == 0 and order <= LARGEST_DENSE:
-        if construction(order) is not None:
-            return order
-        order *= 2
-    return odd if odd <= LARGEST_DENSE else None
+    orders = [odd << t for t in range((n // odd).bit_length()) if odd << t <= LARGEST_DENSE]
+    hadamard = [order for order in orders if construction(order) is not None]
+    large = [order for order in hadamard if order >= _SMALLEST_DENSE]
+    return next(iter([*large[:1], *hadamard[-1:], *orders[:1]]), None)
 
 
 @functools.lru_cache(maxsize=16)
