@@ -8,7 +8,16 @@ import torch
 from lowbit.core.hadamard import hadamard_matrix
 from lowbit.kernels.hadamard import mix, mix_reference
 
-SHAPES = [(0, 1), (3, 1), (6, 1), (0, 12), (3, 12), (2, 20), (4, 28)]
+SHAPES = [
+    (0, 1),
+    (3, 1),
+    (6, 1),
+    (0, 12),
+    (3, 12),
+    (2, 20),
+    (4, 28),
+    (8, 12),
+]  # the last is work enough for several threads
 
 
 def dense(m: int) -> torch.Tensor:

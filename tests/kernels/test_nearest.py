@@ -6,13 +6,14 @@ import torch
 from lowbit.kernels.nearest import nearest, nearest_reference
 
 
+# (4, 300) is work enough for several threads.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("d", "count"), [(1, 1), (1, 5), (2, 16), (4, 300), (8, 33)])
 def test_equals_all_distances(d: int, count: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(d * count)
-    x = torch.randn(600, d, generator=generator, dtype=dtype)
+    x = torch.randn(2000, d, generator=generator, dtype=dtype)
     codebook = torch.randn(count, d, generator=generator, dtype=dtype)
-    weight = torch.rand(600, d, generator=generator, dtype=dtype) + 0.01
+    weight = torch.rand(2000, d, generator=generator, dtype=dtype) + 0.01
     index, distance = nearest(x, weight, codebook)
     cost = (weight[:, None] * (x[:, None] - codebook).square()).sum(-1)
     torch.testing.assert_close(distance, cost.amin(1))

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from lowbit.kernels.nearest import first_smallest
 
-# Vectors that one thread handles at a time: scratch memory is allocated once for them.
-_CHUNK = 256
+# Vectors that one thread handles at a time; for no more than these, waking other threads costs more.
+_CHUNK = 512
 
 
 def nearest_e8p_reference(x: Tensor, words: Tensor) -> Tensor:
@@ -34,35 +34,43 @@ def nearest_e8p(x: Tensor, patterns: Tensor, even: int) -> Tensor:
     """
     codes = torch.empty(len(x), 2, dtype=torch.uint8)
     lanes = patterns.T.contiguous().numpy()
-    _nearest_e8p(x.contiguous().numpy(), lanes, patterns.square().sum(1).numpy(), even, codes.numpy())
+    arrays = (x.contiguous().numpy(), lanes, patterns.square().sum(1).numpy(), even, codes.numpy())
+    if len(x) <= _CHUNK:
+        _search(*arrays, 0, len(x))
+    else:
+        _search_in_parallel(*arrays)
     return codes
 
 
 @numba.njit(parallel=True, cache=True)
-def _nearest_e8p(x, lanes, squared, even, codes):  # type: ignore[no-untyped-def]
-    count, patterns = len(x), lanes.shape[1]
-    for chunk in numba.prange(-(-count // _CHUNK)):
-        score, a = np.empty_like(squared), np.empty_like(x[0])
-        for v in range(chunk * _CHUNK, min(count, (chunk + 1) * _CHUNK)):
-            best = np.inf
-            for negative_shift in range(2):
-                shift = x.dtype.type(0.25 - 0.5 * negative_shift)
-                signs, norm = 0, x.dtype.type(0)
-                for i in range(8):
-                    y = x[v, i] - shift
-                    signs |= (y < 0) << i
-                    a[i] = abs(y)
-                    norm += y * y
-                odd = _parity(signs)
-                start, stop = (0, even) if odd else (even, patterns)
-                _scores(a, lanes, squared, score)
-                _add_flips(a, lanes, score, start, stop)
-                p = first_smallest(score)
-                if score[p] + norm < best:
-                    best = score[p] + norm
-                    if start <= p < stop:
-                        signs ^= 1 << _weakest(a, lanes, p)
-                    codes[v, 0], codes[v, 1] = p, (signs & 127) | negative_shift << 7
+def _search_in_parallel(x, lanes, squared, even, codes):  # type: ignore[no-untyped-def]
+    for chunk in numba.prange(-(-len(x) // _CHUNK)):
+        _search(x, lanes, squared, even, codes, chunk * _CHUNK, min(len(x), (chunk + 1) * _CHUNK))
+
+
+@numba.njit(cache=True)
+def _search(x, lanes, squared, even, codes, start, stop):  # type: ignore[no-untyped-def]
+    score, a = np.empty_like(squared), np.empty_like(x[0])
+    for v in range(start, stop):
+        best = np.inf
+        for negative_shift in range(2):
+            shift = x.dtype.type(0.25 - 0.5 * negative_shift)
+            signs, norm = 0, x.dtype.type(0)
+            for i in range(8):
+                y = x[v, i] - shift
+                signs |= (y < 0) << i
+                a[i] = abs(y)
+                norm += y * y
+            odd = _parity(signs)
+            low, high = (0, even) if odd else (even, len(squared))
+            _scores(a, lanes, squared, score)
+            _add_flips(a, lanes, score, low, high)
+            p = first_smallest(score)
+            if score[p] + norm < best:
+                best = score[p] + norm
+                if low <= p < high:
+                    signs ^= 1 << _weakest(a, lanes, p)
+                codes[v, 0], codes[v, 1] = p, (signs & 127) | negative_shift << 7
 
 
 @numba.njit(cache=True)

@@ -16,6 +16,8 @@ from lowbit.core.hadamard import hadamard_matrix
 
 # Off the CPU, rounds of butterflies are memory traffic; this many are one product with a matrix of order 64.
 _STEP = 6
+# Up to this many numbers, waking other threads costs more than it saves.
+_SERIAL_NUMEL = 1 << 16
 
 
 def mix_reference(x: Tensor, power: int, dense: Tensor) -> Tensor:
@@ -30,7 +32,8 @@ def mix(x: Tensor, power: int, dense: Tensor) -> Tensor:
     y = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(-1, m)
     y = (y @ dense.T.to(y)).view(-1, 2**power, m)
     if y.device.type == "cpu" and not y.requires_grad:
-        _butterflies(y.numpy(), 2 ** (-power / 2))
+        run = _butterflies if y.numel() <= _SERIAL_NUMEL else _butterflies_in_parallel
+        run(y.numpy(), 2 ** (-power / 2))
     else:
         y = _products(y, power)
     return y.view(x.shape).to(x.dtype)
@@ -48,10 +51,16 @@ def _products(y: Tensor, power: int) -> Tensor:
 
 
 @numba.njit(parallel=True, cache=True)
+def _butterflies_in_parallel(y, scale):  # type: ignore[no-untyped-def]
+    for r in numba.prange(len(y)):
+        _butterflies(y[r : r + 1], scale)
+
+
+@numba.njit(cache=True)
 def _butterflies(y, scale):  # type: ignore[no-untyped-def]
     """y: [rows, 2^power, m], transformed in place along its middle axis."""
     rows, n, m = y.shape
-    for r in numba.prange(rows):
+    for r in range(rows):
         flat = y[r].reshape(n * m)
         half = m
         while half < n * m:

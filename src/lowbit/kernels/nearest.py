@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# Vectors that one thread handles at a time, and the multiply-adds below which waking other threads costs more.
 _CHUNK = 256
+_SERIAL_WORK = 1 << 21
 
 
 def nearest_reference(x: Tensor, weight: Tensor, codebook: Tensor) -> Tensor:
@@ -26,22 +28,30 @@ def nearest(x: Tensor, weight: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor
     x: [V, d]; weight: [V, d], positive, may be expanded; codebook: [C, d], C >= 1; all of one float type.
     """
     index, distance = torch.empty(len(x), dtype=torch.int32), torch.empty(len(x), dtype=x.dtype)
-    lanes = codebook.T.contiguous()
-    _nearest(*(array.numpy() for array in (x.contiguous(), weight.contiguous(), lanes, index, distance)))
+    lanes = codebook.T.contiguous().numpy()
+    arrays = (x.contiguous().numpy(), weight.contiguous().numpy(), lanes, index.numpy(), distance.numpy())
+    if len(x) * lanes.size <= _SERIAL_WORK:
+        _search(*arrays, 0, len(x))
+    else:
+        _search_in_parallel(*arrays)
     return index, distance
 
 
 @numba.njit(parallel=True, cache=True)
-def _nearest(x, weight, lanes, index, distance):  # type: ignore[no-untyped-def]
-    count, d = x.shape
-    for chunk in numba.prange(-(-count // _CHUNK)):
-        score = np.empty(lanes.shape[1], x.dtype)
-        for v in range(chunk * _CHUNK, min(count, (chunk + 1) * _CHUNK)):
-            score[:] = 0
-            for t in range(d):
-                _add_squares(x[v, t], weight[v, t], lanes[t], score)
-            c = first_smallest(score)
-            index[v], distance[v] = c, score[c]
+def _search_in_parallel(x, weight, lanes, index, distance):  # type: ignore[no-untyped-def]
+    for chunk in numba.prange(-(-len(x) // _CHUNK)):
+        _search(x, weight, lanes, index, distance, chunk * _CHUNK, min(len(x), (chunk + 1) * _CHUNK))
+
+
+@numba.njit(cache=True)
+def _search(x, weight, lanes, index, distance, start, stop):  # type: ignore[no-untyped-def]
+    score = np.empty(lanes.shape[1], x.dtype)
+    for v in range(start, stop):
+        score[:] = 0
+        for t in range(x.shape[1]):
+            _add_squares(x[v, t], weight[v, t], lanes[t], score)
+        c = first_smallest(score)
+        index[v], distance[v] = c, score[c]
 
 
 @numba.njit(cache=True)
