@@ -29,7 +29,7 @@ def dense(m: int) -> torch.Tensor:
 def test_equals_the_dense_matrix(power: int, m: int, dtype: torch.dtype) -> None:
     x = torch.randn(5, 3, 2 * 2**power * m, generator=torch.Generator().manual_seed(1), dtype=dtype)
     expected = mix_reference(x.double(), power, dense(m)).to(dtype)
-    torch.testing.assert_close(mix(x, power, dense(m)), expected, rtol=0, atol=50 * torch.finfo(dtype).eps)
+    torch.testing.assert_close(mix(x, power, dense(m)), expected, rtol=0, atol=200 * torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize(("power", "m"), SHAPES)
