@@ -62,8 +62,7 @@ def test_no_path_is_nearer(way, length: int, bits: int, steps: int) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_integers_lose_under_a_thousandth(shape: tuple[int, int, int]) -> None:
-    length, bits, dimension = shape
-    some, targets = trellis(*shape), gaussian(24, 64, dimension)
+    some, targets = trellis(*shape), gaussian(24, 64, shape[2])
     around = search_reference(targets.roll(32, 1), some, anywhere(targets), anywhere(targets))
     seam = around[:, 31].long() & (some.edges - 1)
     for ends in (anywhere(targets), seam):
@@ -71,7 +70,7 @@ def test_integers_lose_under_a_thousandth(shape: tuple[int, int, int]) -> None:
         assert is_path(some, found)
         least, ours = (float(distance(targets, some, states).sum()) for states in (exact, found))
         assert least - 1e-6 <= ours < least * 1.001
-    assert torch.equal(found[:, 0] >> bits, seam.int())
+    assert torch.equal(found[:, 0] >> some.bits, seam.int())
     assert torch.equal(found[:, -1] & (some.edges - 1), seam.int())
 
 
@@ -84,6 +83,22 @@ def test_closed_paths_close_whatever_the_targets(shape: tuple[int, int, int]) ->
         states = tail_biting(targets, some, window)
         assert is_path(some, states)
         assert torch.equal(states[:, -1] & (some.edges - 1), states[:, 0] >> some.bits)
+
+
+@pytest.mark.parametrize("shape", [(10, 2, 1), (10, 3, 2), (9, 5, 1)], ids=str)
+def test_ends_are_kept_however_much_they_cost(shape: tuple[int, int, int]) -> None:
+    some = trellis(*shape)
+    edges, targets = torch.arange(some.edges), 100 * gaussian(some.edges, 16, shape[2])
+    states = search(targets, some, edges, edges.flip(0))
+    assert is_path(some, states)
+    assert torch.equal(states[:, 0] >> some.bits, edges.int())
+    assert torch.equal(states[:, -1] & (some.edges - 1), edges.flip(0).int())
+
+
+def test_long_sequences_do_not_run_over() -> None:
+    some, targets = trellis(9, 1), gaussian(2, 1500, 1)
+    exact, found = (way(targets, some, *[anywhere(targets)] * 2) for way in (search_reference, search))
+    assert float(distance(targets, some, found).sum()) < 1.001 * float(distance(targets, some, exact).sum())
 
 
 def test_closed_paths_are_nearly_the_best_closed_paths() -> None:
