@@ -133,7 +133,7 @@ def train(model: LlamaForCausalLM, stream: np.ndarray, held_out: np.ndarray, out
         for optimizer in (muon, adam):
             optimizer.step()
             optimizer.zero_grad()
-        running = float(loss) if step == 0 else 0.98 * running + 0.02 * float(loss)
+        running = loss.item() if step == 0 else 0.98 * running + 0.02 * loss.item()
         if (step + 1) % 100 == 0:
             print(f"step {step + 1}/{steps}  train {running:.4f}  {(time.time() - started) / (step + 1):.2f} s/step", flush=True)
         if (step + 1) % 500 == 0:
@@ -144,6 +144,7 @@ def train(model: LlamaForCausalLM, stream: np.ndarray, held_out: np.ndarray, out
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--start", type=Path, help="go on from this model and tokenizer, with a fresh optimizer")
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
@@ -152,14 +153,15 @@ def main() -> None:
 
     train_texts = list(stdlib_texts("calibration", tests=True))
     held_texts = list(stdlib_texts("held-out"))
-    tokenizer = train_tokenizer(train_texts)
+    start = arguments.start
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(start) if start else train_tokenizer(train_texts)
     tokenizer.model_max_length = CONTEXT
     tokenizer.save_pretrained(arguments.out)
     stream, held_out = encode(tokenizer, train_texts), encode(tokenizer, held_texts)
     bytes_per_token = sum(len(t.encode()) for t in held_texts) / len(held_out)
     print(f"{len(stream):,} training tokens, {len(held_out):,} held out, {bytes_per_token:.3f} bytes a token", flush=True)
 
-    model = LlamaForCausalLM(config())
+    model = LlamaForCausalLM.from_pretrained(start, dtype=torch.float32) if start else LlamaForCausalLM(config())
     print(f"{model.num_parameters():,} parameters", flush=True)
     train(model, stream, held_out, arguments.out, steps=arguments.steps, batch=arguments.batch, seed=arguments.seed)
     model = model.to(torch.bfloat16)
@@ -168,6 +170,7 @@ def main() -> None:
     record = {
         "python": platform.python_version(),
         "parameters": model.num_parameters(),
+        "started_from": arguments.start.name if arguments.start else None,
         "steps": arguments.steps,
         "tokens_seen": arguments.steps * arguments.batch * CONTEXT,
         "training_tokens": len(stream),

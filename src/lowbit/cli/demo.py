@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from lowbit import api
 from lowbit.cli.progress import progress_bars
@@ -26,32 +26,31 @@ from lowbit.report.table import comparison_table
 
 MODEL = Path(str(files("lowbit.demo"))) / "model"
 PROMPT = "def read_lines(path):\n    "
-_CHOICES: list[tuple[str, dict[str, object]]] = [
-    (name, {"bits": bits, "group_size": group_size, **more})
-    for bits in (4, 3, 2)
-    for name, group_size, more in (
-        ("rtn", "row", {}),
-        ("rtn", 64, {}),
-        ("optq", "row", {}),
-        ("optq", 64, {"act_order": True, "static_groups": True, "range": "mse"}),
-    )
-]
+_BITS = (4, 3, 2)
+_GROUP = {"group_size": 64, "range": "mse"}
+_CHOICES: dict[str, tuple[str, dict[str, object]]] = {
+    "rtn": ("rtn", {}),
+    "rtn g64": ("rtn", _GROUP),
+    "optq": ("optq", {}),
+    "optq g64": ("optq", _GROUP | {"act_order": True, "static_groups": True}),
+}
 
 
 def run_demo(out: Path) -> None:
     """Write one folder a recipe and `report.html` into `out`, and print the comparison."""
     console = Console()
     rows: list[dict[str, Any]] = []
-    for name, settings in _CHOICES:
-        label = _label(name, settings)
-        folder = out / label.replace(" ", "-")
-        shutil.rmtree(folder, ignore_errors=True)
-        row = _measured(folder, make_recipe(name, settings))
-        rows.append({"recipe": label, "bits": settings["bits"], **row})
-    smallest = min((row for row in rows if row["bits"] == 2), key=lambda row: row["kl"])
+    original = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+    for bits in _BITS:
+        for label, (name, settings) in _CHOICES.items():
+            folder = _folder(out, label, bits)
+            shutil.rmtree(folder, ignore_errors=True)
+            row = _measured(folder, original, make_recipe(name, settings | {"bits": bits}))
+            rows.append({"recipe": label, "bits": bits, **row})
+    best = min((row for row in rows if row["bits"] == 2), key=lambda row: row["kl"])
     texts = {
-        "original": _written(AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)),
-        smallest["recipe"]: _written(load(out / smallest["recipe"].replace(" ", "-"), dtype=torch.float32)),
+        "original": _written(original),
+        f"{best['recipe']}, 2 bits": _written(load(_folder(out, best["recipe"], 2), dtype=torch.float32)),
     }
     demo_report(rows, texts, out / "report.html")
     console.print(comparison_table(rows))
@@ -61,17 +60,16 @@ def run_demo(out: Path) -> None:
     console.print(f"\nReport: {out / 'report.html'}")
 
 
-def _label(name: str, settings: dict[str, object]) -> str:
-    group = settings["group_size"]
-    return f"{name} {settings['bits']} bits" + ("" if group == "row" else f" g{group}")
+def _folder(out: Path, label: str, bits: int) -> Path:
+    return out / f"{label.replace(' ', '-')}-{bits}bit"
 
 
-def _measured(folder: Path, recipe: Recipe) -> dict[str, Any]:
+def _measured(folder: Path, original: PreTrainedModel, recipe: Recipe) -> dict[str, Any]:
     started = time.perf_counter()
     with progress_bars() as progress:
         record = api.quantize(MODEL, folder, recipe, calibration=Calibration(samples=32), progress=progress)
     seconds = time.perf_counter() - started
-    measures = evaluate(folder, reference=MODEL, windows=24)
+    measures = evaluate(folder, reference=original, windows=24)
     assert measures.divergence is not None
     return {
         "bits_per_weight": record["size"]["bits_per_weight"],

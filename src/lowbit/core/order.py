@@ -61,6 +61,11 @@ def visit(rounder: Rounder, problem: LayerProblem, code: Code, order: Permutatio
         f"{type(code).__name__} encodes tiles of {code.tile[1]} columns, which cannot be visited one by one. "
         "Use ActOrder, which stores the permuted layout.",
     )
+    require(
+        code.refit_every == 0,
+        f"{type(code).__name__} re-estimates its scales while columns are rounded in order, which a visiting order "
+        'breaks. Use scales="static", or ActOrder.',
+    )
     rounded = rounder.round(FittedTransform(right=order).forward(problem), _Visited(code, order))
     back = torch.argsort(order.index)
     return Rounded(rounded.codes[:, back], rounded.side, rounded.w_hat[:, back].contiguous(), rounded.outcomes)

@@ -38,6 +38,7 @@ class Recipe:
         """Raise BadRequest where a layer [N, K] does not fit the parts."""
         self.transform.check(shape)
         self.code.check(shape)
+        self.fields(shape)
 
     def fields(self, shape: tuple[int, int]) -> dict[str, Field]:
         """Everything a layer [N, K] stores, by name; names are unique over the parts."""

@@ -17,7 +17,7 @@ from lowbit.core.recipe import to_dict
 from lowbit.formats.checkpoint import quantization_config, stored_layout
 from lowbit.formats.files import write_bytes_atomically, write_json_atomically, write_tensors_atomically
 from lowbit.formats.shards import read_tensors
-from lowbit.pipeline.drive import Progress, Run, layer_path
+from lowbit.pipeline.drive import Run, layer_path
 from lowbit.pipeline.plan import LeftAlone, PlannedLayer
 
 _SHARD_BYTES = 1 << 30
@@ -34,9 +34,11 @@ def assemble(run: Run, folder: Path, version: str, remote_code: tuple[str, Mappi
     shards = _split(run)
     names = _shard_names(len(shards))
     index: dict[str, str] = {}
-    total = 0
+    total = written = 0
     for name, members in zip(names, shards, strict=True):
-        tensors = _tensors(run, members, run.progress)
+        tensors = _tensors(run, members)
+        written += len(members)
+        run.progress("writing the checkpoint", written, sum(map(len, shards)))
         write_tensors_atomically(folder / name, tensors, {"format": "pt"})
         index |= dict.fromkeys(sorted(tensors), name)
         total += sum(tensor.nbytes for tensor in tensors.values())
@@ -90,7 +92,7 @@ def _shard_names(count: int) -> list[str]:
     return [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
 
 
-def _tensors(run: Run, members: list[PlannedLayer | LeftAlone], progress: Progress) -> dict[str, Tensor]:
+def _tensors(run: Run, members: list[PlannedLayer | LeftAlone]) -> dict[str, Tensor]:
     separated = _separated_experts(run)
     ours = {key: name for name, key in run.source.keys.items()}
     tensors: dict[str, Tensor] = {}
@@ -102,7 +104,6 @@ def _tensors(run: Run, members: list[PlannedLayer | LeftAlone], progress: Progre
         else:
             name = ours.get(member.name, member.name)
             tensors[name if name.startswith(separated) else member.name] = run.source.shards.load(member.name)
-        progress("writing the checkpoint", len(tensors), len(members))
     return tensors
 
 

@@ -215,11 +215,17 @@ class Streams:
                 self.full[batch] = run_block(self.original, self.full[batch], call)
 
     def require_finite(self, x: Tensor, where: str) -> None:
-        """Raise BadRequest naming layer and calibration windows where x [T, K] holds NaN or Inf."""
-        if not bool(torch.isfinite(x).all()):
+        """Raise BadRequest naming layer and calibration window where x [T, K] holds NaN or Inf."""
+        finite = torch.isfinite(x).all(-1)
+        if not bool(finite.all()):
+            # Experts see some tokens of the batch only: then the window is one of the batch.
+            first, last = self._batch.start, self._batch.stop - 1
+            if len(x) == (last + 1 - first) * self.quantized.shape[1]:
+                first = last = first + int(finite.long().argmin()) // self.quantized.shape[1]
+            window = f"window {first}" if first == last else f"one of the windows {first} to {last}"
             raise BadRequest(
-                f"{where}: activations hold NaN or Inf for calibration windows {self._batch.start} to "
-                f"{self._batch.stop - 1}. Look at these windows' text, or at the model's weights."
+                f"{where}: activations hold NaN or Inf in calibration {window}. "
+                "Look at that window's text, or at the model's weights."
             )
 
 

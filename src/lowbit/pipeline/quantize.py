@@ -9,6 +9,7 @@ import hashlib
 import json
 import platform
 import resource
+import shlex
 import shutil
 import sys
 import time
@@ -32,7 +33,7 @@ from lowbit.pipeline.drive import Progress, Run, layer_records, quantize_blocks
 from lowbit.pipeline.journal import Journal, exclusive
 from lowbit.pipeline.plan import Assignment, Plan, make_plan
 from lowbit.pipeline.source import SourceModel
-from lowbit.pipeline.text import calibration_windows, read_texts, token_stream, windows_digest
+from lowbit.pipeline.text import calibration_windows, read_texts, shuffled, token_stream, windows_digest
 from lowbit.version import VERSION
 
 WORK = ".lowbit"
@@ -130,7 +131,9 @@ def _windows(source: SourceModel, planned: Plan, calibration: Calibration, lengt
         tokenizer = AutoTokenizer.from_pretrained(source.folder)
     except (OSError, ValueError) as error:
         raise BadRequest(f"{source.folder}: its tokenizer cannot be read ({error}). Calibration needs it.") from error
-    stream = token_stream(tokenizer, read_texts(calibration.source), int(source.config.vocab_size))
+    # Windows are drawn from four times the text they need: enough to be varied, without reading a whole library.
+    texts = shuffled(read_texts(calibration.source), calibration.seed)
+    stream = token_stream(tokenizer, texts, int(source.config.vocab_size), 4 * calibration.samples * length)
     return calibration_windows(stream, calibration.samples, length, calibration.seed)
 
 
@@ -196,7 +199,7 @@ def _record(
     plan = job.plan
     return {
         "lowbit_version": VERSION,
-        "command": " ".join(sys.argv),
+        "command": shlex.join(["lowbit", *sys.argv[1:]]),
         "model": {
             "source": model,
             "architecture": type(job.source.model).__name__,

@@ -27,6 +27,9 @@ _MOST_CHARACTERS = 50_000_000
 _END_OF_TEXT = "<|endoftext|>"
 """Between the documents of a .txt file, as GPT-2's successors publish them."""
 
+_DOCUMENTS = 16
+"""Documents tokenized at a time."""
+
 _SOURCES = "SOURCE is `stdlib`, a .txt, .jsonl or .parquet file, or a data set as name[:config[:split]]"
 
 
@@ -56,8 +59,14 @@ def read_texts(source: str, split: Split = "calibration") -> list[str]:
     return documents
 
 
-def token_stream(tokenizer: Any, texts: Sequence[str], vocabulary_size: int) -> Tensor:
-    """All documents as one stream of token ids [n], int64.
+def shuffled(texts: Sequence[str], seed: int) -> list[str]:
+    """The documents in an order drawn by `seed`."""
+    order = torch.randperm(len(texts), generator=random_stream(seed, "calibration documents"))
+    return [texts[i] for i in order]
+
+
+def token_stream(tokenizer: Any, texts: Sequence[str], vocabulary_size: int, enough: int | None = None) -> Tensor:
+    """All documents as one stream of token ids [n], int64; no further documents are read once it has `enough`.
 
     Each document begins with the tokenizer's bos token, or ends with its eos token where it has no bos.
 
@@ -65,11 +74,16 @@ def token_stream(tokenizer: Any, texts: Sequence[str], vocabulary_size: int) -> 
         tokenizer: of transformers, or anything that is called and answers like one.
         vocabulary_size: rows of the model's embedding; BadRequest where an id lies outside of it.
     """
-    encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
     before = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     after = [] if before or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    ids = chain.from_iterable(chain(before, document, after) for document in encoded["input_ids"])
-    tokens = torch.tensor(list(ids), dtype=torch.int64)
+    ids: list[int] = []
+    for start in range(0, len(texts), _DOCUMENTS):
+        some = list(texts[start : start + _DOCUMENTS])
+        encoded = tokenizer(some, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        ids.extend(chain.from_iterable(chain(before, document, after) for document in encoded["input_ids"]))
+        if enough is not None and len(ids) >= enough:
+            break
+    tokens = torch.tensor(ids, dtype=torch.int64)
     if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocabulary_size:
         raise BadRequest(
             f"The tokenizer {tokenizer.name_or_path or type(tokenizer).__name__} does not belong to this model: it "

@@ -8,6 +8,7 @@ from lowbit.recipes.catalogue import CATALOGUE as CATALOGUE
 from lowbit.recipes.catalogue import make_recipe as make_recipe
 from lowbit.recipes.scalar import optq as optq
 from lowbit.recipes.scalar import rtn as rtn
+from lowbit.recipes.serial import PARTS as PARTS
 from lowbit.recipes.serial import from_dict as from_dict
 from lowbit.recipes.serial import from_toml as from_toml
 from lowbit.recipes.serial import to_toml as to_toml

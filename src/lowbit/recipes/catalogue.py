@@ -5,8 +5,9 @@ import inspect
 from collections.abc import Callable, Mapping
 
 from lowbit.core.errors import BadRequest
-from lowbit.core.recipe import Recipe
+from lowbit.core.recipe import Recipe, to_dict
 from lowbit.recipes.scalar import optq, rtn
+from lowbit.recipes.serial import from_dict
 
 CATALOGUE: dict[str, Callable[..., Recipe]] = {function.__name__: function for function in (rtn, optq)}
 
@@ -21,7 +22,7 @@ def make_recipe(name: str, settings: Mapping[str, object] | None = None) -> Reci
             raise BadRequest(
                 f"Recipe {name} has no setting {setting!r}.{_nearest(setting, known)} It has: {', '.join(known)}."
             )
-    return CATALOGUE[name](**(settings or {}))
+    return from_dict(to_dict(CATALOGUE[name](**(settings or {}))))  # which checks the type of every field
 
 
 def _nearest(word: str, known: Mapping[str, object]) -> str:
