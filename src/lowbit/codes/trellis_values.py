@@ -1,0 +1,133 @@
+"""What a trellis state stands for: functions from L-bit states to V numbers, as tables [2^L, V].
+
+Neighbouring states share all but a few bits, so the numbers must look unrelated: a hash of the state, shaped to a
+Gaussian. All tables have zero mean and unit variance, nearly; the same numbers come out on every machine (integer
+arithmetic, or values rounded to 1/4096 where a logarithm was taken), because stored weights depend on them.
+
+    1mad      sum of the four bytes of 34038481 s + 76625530 (mod 2^32), less 510, over 147.800537
+    mul1      the same of 0x83DCD12D s: no addition, so an int8 dot product can take the bytes as they are
+    3inst     sum of the halves of (89226354 s + 64248484 & 0x8FFF8FFF) ^ 0x3B603B60 as two float16
+    hyb       V = 2: 512 pairs found by k-means, picked by bits 6..14 of s (s + 1), bit 15 the sign of the first
+    gaussian  independent normal numbers, any V
+
+Papers: QTIP (arXiv 2406.11235), section 3.2 (1mad, 3inst, hyb; its "random Gaussian" is `gaussian`); mul1 and its
+constant are ExLlamaV3's. Differs: 3inst is divided by its standard deviation; the pairs of hyb are our own, from a
+fixed seed and with unit variance.
+"""
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lowbit.core.errors import BadRequest, require
+
+_GRID = 4096
+_PAIRS = 512
+_KMEANS_POINTS, _KMEANS_ROUNDS = 1 << 14, 12
+
+
+def _states(length: int) -> np.ndarray:
+    return np.arange(1 << length, dtype=np.uint64)
+
+
+def _byte_sum(words: np.ndarray) -> np.ndarray:
+    words = words & np.uint64(0xFFFFFFFF)
+    return sum((words >> np.uint64(shift)) & np.uint64(255) for shift in (0, 8, 16, 24)).astype(np.float64)  # type: ignore[union-attr]
+
+
+def _one_mad(length: int, dimension: int) -> np.ndarray:
+    return (_byte_sum(_states(length) * np.uint64(34038481) + np.uint64(76625530)) - 510) / 147.800537
+
+
+def _mul1(length: int, dimension: int) -> np.ndarray:
+    return (_byte_sum(_states(length) * np.uint64(0x83DCD12D)) - 510) / 147.800537
+
+
+def _three_inst(length: int, dimension: int) -> np.ndarray:
+    hashed = (_states(length) * np.uint64(89226354) + np.uint64(64248484)).astype(np.uint32)
+    halves = ((hashed & np.uint32(0x8FFF8FFF)) ^ np.uint32(0x3B603B60)).view(np.float16).reshape(-1, 2)
+    return (halves[:, 1] + halves[:, 0]).astype(np.float64) / 1.24371
+
+
+def _hyb(length: int, dimension: int) -> np.ndarray:
+    states = _states(length)
+    hashed = states * (states + np.uint64(1))
+    pairs = _gaussian_pairs()[((hashed >> np.uint64(6)) & np.uint64(_PAIRS - 1)).astype(np.int64)]
+    sign = np.where((hashed >> np.uint64(15)) & np.uint64(1), -1.0, 1.0)
+    return pairs * np.stack([sign, np.ones_like(sign)], 1)
+
+
+def _gaussian(length: int, dimension: int) -> np.ndarray:
+    return _on_grid(_normal(dimension << length, seed=1).reshape(-1, dimension))
+
+
+def _normal(count: int, seed: int) -> np.ndarray:
+    """Normal numbers of a counter hash (splitmix64), standardised."""
+    z = (np.arange(count, dtype=np.uint64) + np.uint64(seed << 32)) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    uniform = (((z ^ (z >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) + 0.5) / (1 << 53)
+    normal = torch.special.ndtri(torch.from_numpy(uniform)).numpy()
+    return (normal - normal.mean()) / normal.std()
+
+
+def _on_grid(values: np.ndarray) -> np.ndarray:
+    return np.round(values * _GRID) / _GRID
+
+
+@functools.cache
+def _gaussian_pairs() -> np.ndarray:
+    """Centres [512, 2] of the half plane of normal pairs with a positive first coordinate, of unit variance."""
+    points = _on_grid(_normal(2 * _KMEANS_POINTS, seed=2)).reshape(-1, 2)
+    points[:, 0] = np.abs(points[:, 0])
+    centres = points[:_PAIRS].copy()
+    for _ in range(_KMEANS_ROUNDS):
+        squared = (points[:, None, 0] - centres[None, :, 0]) ** 2 + (points[:, None, 1] - centres[None, :, 1]) ** 2
+        nearest = squared.argmin(1)
+        counts = np.bincount(nearest, minlength=_PAIRS)
+        sums = np.stack([np.bincount(nearest, points[:, i], _PAIRS) for i in (0, 1)], 1)
+        centres = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], centres)
+    return _on_grid(centres / np.sqrt((centres**2).mean()))
+
+
+VALUES: dict[str, Callable[[int, int], np.ndarray]] = {
+    "1mad": _one_mad,
+    "mul1": _mul1,
+    "3inst": _three_inst,
+    "hyb": _hyb,
+    "gaussian": _gaussian,
+}
+
+
+@functools.cache
+def value_table(name: str, length: int, dimension: int) -> Tensor:
+    """The table [2^length, dimension], float32, of a function in VALUES.
+
+    Raises BadRequest where there is none of that name and dimension, or where its table is unfit for use.
+    """
+    if name not in VALUES:
+        raise BadRequest(f"No trellis values named {name!r}. Use one of {', '.join(VALUES)}.")
+    array = VALUES[name](length, dimension)
+    table = torch.from_numpy(array.reshape(len(array), -1).astype(np.float32))
+    check_table(table, name, length, dimension)
+    return table
+
+
+def check_table(table: Tensor, name: str, length: int, dimension: int) -> None:
+    """Raise BadRequest unless `table` is finite, [2^length, dimension], and near zero mean and unit variance."""
+    expected = [1 << length, dimension]
+    require(
+        list(table.shape) == expected,
+        f"Trellis values {name!r} give a table {list(table.shape)} for L={length}, V={dimension}, not {expected}. "
+        "hyb has V=2, 1mad, 3inst and mul1 have V=1, gaussian has any.",
+    )
+    require(bool(torch.isfinite(table).all()), f"Trellis values {name!r} are not all finite for L={length}.")
+    mean, deviation = float(table.mean()), float(table.std(correction=0))
+    require(
+        abs(mean) <= 0.1 and 0.8 <= deviation <= 1.2,
+        f"Trellis values {name!r} have mean {mean:.3g} and standard deviation {deviation:.3g} for L={length}; they "
+        "must be near 0 and 1. Scale the function, or use a larger L or gaussian.",
+    )
