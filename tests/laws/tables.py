@@ -8,7 +8,16 @@ from itertools import product
 import torch
 
 from laws.toys import Codebook, FloatMoment, Lattice, LowRank, Rotated, Scaled, Sheared
-from lowbit.codes import E8P, HessianRange, IntegerGrid, MinMax, SearchedRange, VectorCodebook
+from lowbit.codes import (
+    E8P,
+    BitshiftTrellis,
+    HessianRange,
+    IntegerGrid,
+    MinMax,
+    SearchedRange,
+    TailBiting,
+    VectorCodebook,
+)
 from lowbit.core.maps import Dense, Diagonal, Identity, Permutation, compose
 from lowbit.core.recipe import Recipe
 from lowbit.recipes import make_recipe
@@ -78,6 +87,11 @@ CODES = {
     "vectors of outputs in groups": VectorCodebook(2, 3, along="outputs", group_size=8, codebooks="dynamic"),
     "vectors of outputs in static groups": VectorCodebook(2, 2, along="outputs", group_size=12, importance="diagonal"),
     "vectors of inputs in two stages": VectorCodebook(2, 2, 2, group_size=12, codebooks="dynamic"),
+    "trellis of strips": BitshiftTrellis(6, 2, tile=(6, 1), values="gaussian", scales="tensor"),
+    "trellis of two columns, closed": TailBiting(
+        BitshiftTrellis(6, 2, tile=(6, 2), values="gaussian", scales="tensor")
+    ),
+    "trellis of squares, 1.5 bits": TailBiting(BitshiftTrellis(6, 1.5, 2, (3, 4), "gaussian", scale_dtype="float32")),
     "toy: pairs of columns": Codebook(6, (1, 2)),
     "toy: quadruples of columns": Codebook(8, (1, 4)),
     "toy: pairs of rows": Codebook(5, (2, 1)),
@@ -85,8 +99,15 @@ CODES = {
     "toy: lattice": Lattice(),
 }
 
-GREEDY = ("e8p, 3 bits", "e8p, 4 bits with headroom", "vectors of inputs in two stages")
-"""Codes of two stages: the first takes its nearest, which may not be the one that serves both best."""
+GREEDY = (
+    "e8p, 3 bits",
+    "e8p, 4 bits with headroom",
+    "vectors of inputs in two stages",
+    "trellis of two columns, closed",
+    "trellis of squares, 1.5 bits",
+)
+"""Codes of two stages: the first takes its nearest, which may not be the one that serves both best. A closed trellis
+settles its seam first, and a trellis with a scale for each row measures distances in units of them."""
 
 ROUNDERS = {
     "nearest": Nearest(),

@@ -5,4 +5,6 @@ from lowbit.codes.integer import IntegerGrid as IntegerGrid
 from lowbit.codes.ranges import HessianRange as HessianRange
 from lowbit.codes.ranges import MinMax as MinMax
 from lowbit.codes.ranges import SearchedRange as SearchedRange
+from lowbit.codes.trellis import BitshiftTrellis as BitshiftTrellis
+from lowbit.codes.trellis import TailBiting as TailBiting
 from lowbit.codes.vector import VectorCodebook as VectorCodebook
