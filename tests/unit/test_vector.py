@@ -81,6 +81,17 @@ def test_importance_serves_the_columns_that_cost_most() -> None:
     assert losses["diagonal"] < 0.9 * losses["none"]
 
 
+def test_a_tile_of_inputs_takes_the_vector_that_costs_least_jointly() -> None:
+    problem, code = layer(9, 4, dtype=torch.float64), VectorCodebook(4, 3)
+    side = code.fit(problem)
+    _, values = code.encode(problem.weight, side, torch.arange(4))
+    # One tile is the whole row, so its cost is the loss itself, damped as the code damps.
+    h = problem.hessian + 0.01 * problem.hessian.diagonal().mean() * torch.eye(4, dtype=torch.float64)
+    error = problem.weight[:, None] - side["codebook"][0]
+    best = side["codebook"][0][torch.einsum("rci,ij,rcj->rc", error, h, error).argmin(1)]
+    assert torch.equal(values, best)
+
+
 def test_one_codebook_per_group_fits_better_than_one_for_all() -> None:
     problem = layer(64, 64)
     sizes = torch.logspace(-1, 1, 4).repeat_interleave(16)
