@@ -75,7 +75,7 @@ def test_states_are_windows_of_the_stream(code: Code) -> None:
     bits, steps = part.step_bits, codes.shape[-1]
     text = "".join(format(int(c), f"0{bits}b") for c in codes[0, 0])
     before = text if isinstance(code, TailBiting) else "0" * part.L
-    table = value_table(part.values, part.L, part.V)
+    table = value_table(part.values, part.L, part.V, part.step_bits)
     for step in (0, 1, steps // 2, steps - 1):
         window = (before + text)[: len(before) + (step + 1) * bits][-part.L :]
         column, row = divmod(step * part.V, part.tile[0])
@@ -133,17 +133,17 @@ def test_more_states_are_better() -> None:
 
 def test_published_value_tables() -> None:
     """First states by hand, and the counts of distinct values at L = 16."""
-    one_mad = value_table("1mad", 16, 1)[:, 0]
+    one_mad = value_table("1mad", 16, 1, 2)[:, 0]
     assert float(one_mad[0]) == pytest.approx((0x04 + 0x91 + 0x36 + 0x7A - 510) / 147.800537)
-    mul1 = value_table("mul1", 16, 1)[:, 0]
+    mul1 = value_table("mul1", 16, 1, 2)[:, 0]
     assert float(mul1[1]) == pytest.approx((0x83 + 0xDC + 0xD1 + 0x2D - 510) / 147.800537)
     assert len(one_mad.unique()) == 908
-    hyb = value_table("hyb", 16, 2)
+    hyb = value_table("hyb", 16, 2, 2)
     assert len(hyb.unique(dim=0)) == 1024
     hashed = 300 * 301
     twin = next(s for s in range(65536) if (s * (s + 1) ^ hashed) & 0xFFC0 == 0x8000)
     assert torch.equal(hyb[300] * torch.tensor([-1.0, 1.0]), hyb[twin])
-    three = value_table("3inst", 16, 1)[:, 0] * 1.24371
+    three = value_table("3inst", 16, 1, 2)[:, 0] * 1.24371
     halves = torch.tensor([((64248484 >> shift & 0x8FFF) ^ 0x3B60) for shift in (0, 16)], dtype=torch.int32)
     assert float(three[0]) == pytest.approx(float(halves.to(torch.int16).view(torch.float16).sum()), rel=1e-3)
 
@@ -156,15 +156,35 @@ def test_published_value_tables() -> None:
         ("3inst", 1, 3018107),
         ("hyb", 2, -419320692),
         ("gaussian", 1, -113393425),
+        ("strata", 1, 10520881),
     ],
 )
 def test_values_are_standard_and_fixed(name: str, dimension: int, fingerprint: int) -> None:
-    table = value_table(name, 16, dimension)
+    table = value_table(name, 16, dimension, 2)
     assert float(table.mean()) == pytest.approx(0, abs=0.01)
     assert float(table.square().mean()) == pytest.approx(1, abs=0.01)
     # Stored weights hang on these numbers: they may never change.
     index = torch.arange(table.numel()) % 251 + 1
     assert int(((table.double() * 4096).round().long().flatten() * index).sum()) == fingerprint
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3])
+def test_strata_are_spread_over_predecessors_and_successors(bits: int) -> None:
+    """The states that share an edge, before or after a step, have one number in each stratum."""
+    table, branches = value_table("strata", 10, 1, bits)[:, 0], 1 << bits
+    stratum = table.argsort(stable=True).argsort() * branches // len(table)
+    for together in (stratum.view(branches, -1).T, stratum.view(-1, branches)):
+        assert torch.equal(together.sort(1).values, torch.arange(branches).expand(len(together), -1))
+
+
+def test_strata_beat_independent_numbers() -> None:
+    problem = gaussian(256, 48)
+    for k in (1, 2, 3):
+        plain, strata = (
+            error(TailBiting(BitshiftTrellis(L=10, k=k, tile=(128, 1), values=values)), problem)
+            for values in ("gaussian", "strata")
+        )
+        assert strata < 0.98 * plain
 
 
 @pytest.mark.parametrize(
@@ -181,6 +201,7 @@ def test_values_are_standard_and_fixed(name: str, dimension: int, fingerprint: i
         ({"tile": (7, 1)}, "larger tile"),
         ({"values": "gauss"}, "gaussian"),
         ({"V": 2}, "hyb has V=2"),
+        ({"L": 6, "k": 4, "values": "strata"}, "L >= 2 k V"),
         ({"scales": "column"}, "tensor"),
         ({"scale_dtype": "int8"}, "float32"),
         ({"loading": 0.0}, "above 0"),
@@ -204,7 +225,7 @@ def test_impossible_trellises_are_refused(settings: dict[str, object], said: str
 )
 def test_unfit_values_are_refused(monkeypatch: pytest.MonkeyPatch, table: Tensor, said: str, request) -> None:
     name = f"unfit {request.node.name}"
-    monkeypatch.setitem(trellis_values.VALUES, name, lambda length, dimension: table.numpy())
+    monkeypatch.setitem(trellis_values.VALUES, name, lambda length, dimension, bits: table.numpy())
     with pytest.raises(BadRequest, match=said):
         BitshiftTrellis(L=10, values=name)
 

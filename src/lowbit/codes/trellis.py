@@ -89,7 +89,7 @@ class BitshiftTrellis:
         require(self.scales in ("row", "tensor"), f'{name}(scales={self.scales!r}): must be "row" or "tensor".')
         require(self.scale_dtype in _DTYPES, f"{name}(scale_dtype={self.scale_dtype!r}): must be {list(_DTYPES)}.")
         require(self.loading > 0, f"{name}(loading={self.loading}): must be above 0. Use 1.0.")
-        value_table(self.values, self.L, self.V)
+        value_table(self.values, self.L, self.V, self.step_bits)
 
     @property
     def trellis(self) -> Trellis:
@@ -251,4 +251,4 @@ def _windows(code: BitshiftTrellis, stream: Tensor) -> Tensor:
 @functools.cache
 def _trellis(values: str, length: int, dimension: int, bits: int) -> Trellis:
     """The search's tables, made once for all codes that use them."""
-    return Trellis(value_table(values, length, dimension), bits)
+    return Trellis(value_table(values, length, dimension, bits), bits)
