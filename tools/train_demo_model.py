@@ -92,7 +92,8 @@ def ngram_loss(train: np.ndarray, test: np.ndarray, order: int = 5, discount: fl
         totals = np.add.reduceat(key_counts, first)
         asked = _windows(test, n)
         found = _lookup(keys, key_counts, asked)
-        total, distinct = _lookup(contexts, totals, asked >> np.uint64(11)), _lookup(contexts, followers, asked >> np.uint64(11))
+        given = asked >> np.uint64(11)
+        total, distinct = _lookup(contexts, totals, given), _lookup(contexts, followers, given)
         seen = total > 0
         safe = np.where(seen, total, 1)
         mixed = np.maximum(found - discount, 0) / safe + discount * distinct / safe * probability[n - 1 :]
@@ -113,7 +114,9 @@ def _lookup(keys: np.ndarray, values: np.ndarray, asked: np.ndarray) -> np.ndarr
     return np.where(keys[at] == asked, values[at], 0)
 
 
-def train(model: LlamaForCausalLM, stream: np.ndarray, held_out: np.ndarray, out: Path, *, steps: int, batch: int, seed: int) -> None:
+def train(
+    model: LlamaForCausalLM, stream: np.ndarray, held_out: np.ndarray, out: Path, *, steps: int, batch: int, seed: int
+) -> None:
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "lm_head" not in n]
     others = [p for p in model.parameters() if not any(p is m for m in matrices)]
     muon = torch.optim.Muon(matrices, lr=0.02, momentum=0.95, weight_decay=0.01)
@@ -135,7 +138,8 @@ def train(model: LlamaForCausalLM, stream: np.ndarray, held_out: np.ndarray, out
             optimizer.zero_grad()
         running = loss.item() if step == 0 else 0.98 * running + 0.02 * loss.item()
         if (step + 1) % 100 == 0:
-            print(f"step {step + 1}/{steps}  train {running:.4f}  {(time.time() - started) / (step + 1):.2f} s/step", flush=True)
+            pace = (time.time() - started) / (step + 1)
+            print(f"step {step + 1}/{steps}  train {running:.4f}  {pace:.2f} s/step", flush=True)
         if (step + 1) % 500 == 0:
             print(f"  held-out {held_out_loss(model, held_out, 64):.4f}", flush=True)
             model.save_pretrained(out)
@@ -159,11 +163,14 @@ def main() -> None:
     tokenizer.save_pretrained(arguments.out)
     stream, held_out = encode(tokenizer, train_texts), encode(tokenizer, held_texts)
     bytes_per_token = sum(len(t.encode()) for t in held_texts) / len(held_out)
-    print(f"{len(stream):,} training tokens, {len(held_out):,} held out, {bytes_per_token:.3f} bytes a token", flush=True)
+    print(
+        f"{len(stream):,} training tokens, {len(held_out):,} held out, {bytes_per_token:.3f} bytes a token", flush=True
+    )
 
     model = LlamaForCausalLM.from_pretrained(start, dtype=torch.float32) if start else LlamaForCausalLM(config())
     print(f"{model.num_parameters():,} parameters", flush=True)
-    train(model, stream, held_out, arguments.out, steps=arguments.steps, batch=arguments.batch, seed=arguments.seed)
+    budget = {"steps": arguments.steps, "batch": arguments.batch, "seed": arguments.seed}
+    train(model, stream, held_out, arguments.out, **budget)
     model = model.to(torch.bfloat16)
     model.save_pretrained(arguments.out)
     loss = held_out_loss(model.float(), held_out)

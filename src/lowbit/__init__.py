@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lowbit import recipes as recipes
     from lowbit.api import quantize as quantize
     from lowbit.core.recipe import Recipe as Recipe
-    from lowbit.evaluation import evaluate as evaluate
+    from lowbit.evaluation.evaluate import evaluate as evaluate
     from lowbit.integrations.loading import load as load
     from lowbit.pipeline.quantize import Calibration as Calibration
     from lowbit.pipeline.quantize import Options as Options

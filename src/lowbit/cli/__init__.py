@@ -2,12 +2,15 @@
 
 import sys
 
+from transformers.utils.logging import disable_progress_bar
+
 from lowbit.cli.app import app
 from lowbit.core.errors import LowbitError
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    disable_progress_bar()  # transformers' own bars, between ours
     try:
         app()
     except LowbitError as error:

@@ -14,7 +14,7 @@ from rich.table import Table
 from transformers import AutoTokenizer
 
 from lowbit import api
-from lowbit.cli.demo import run_demo
+from lowbit.cli.demo import run_demo, write_on
 from lowbit.cli.progress import progress_bars
 from lowbit.cli.requests import overrides_of, parse_settings, recipe_of
 from lowbit.core.errors import BadRequest
@@ -165,13 +165,10 @@ def generate(
     tokens: Annotated[int, typer.Option("--tokens", help="How many tokens to write.")] = 64,
 ) -> None:
     """Let a quantized model go on from PROMPT, greedily."""
-    tokenizer = AutoTokenizer.from_pretrained(model)
     loaded = load(Path(model), dtype=torch.float32)
-    ids = tokenizer(prompt, return_tensors="pt").input_ids
-    if not ids.shape[1]:
+    if not prompt:
         raise BadRequest("The prompt is empty. Give at least one word.")
-    output = loaded.generate(input_ids=ids, max_new_tokens=tokens, do_sample=False)
-    print(tokenizer.decode(output[0], skip_special_tokens=True))
+    print(write_on(loaded, AutoTokenizer.from_pretrained(model), prompt, tokens))
 
 
 @app.command("inspect")

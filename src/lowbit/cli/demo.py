@@ -82,7 +82,13 @@ def _measured(folder: Path, original: PreTrainedModel, recipe: Recipe) -> dict[s
 
 
 def _written(model: Any) -> str:
-    tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    ids = tokenizer(PROMPT, return_tensors="pt").input_ids
-    output = model.generate(input_ids=ids, max_new_tokens=96, do_sample=False)
+    return write_on(model, AutoTokenizer.from_pretrained(MODEL), PROMPT, 96)
+
+
+def write_on(model: Any, tokenizer: Any, prompt: str, tokens: int) -> str:
+    """`prompt` and what the model writes after it, greedily."""
+    inputs = tokenizer(prompt, return_tensors="pt")
+    output = model.generate(
+        input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, max_new_tokens=tokens, do_sample=False
+    )
     return str(tokenizer.decode(output[0], skip_special_tokens=True))

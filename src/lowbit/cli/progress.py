@@ -18,7 +18,7 @@ from lowbit.pipeline.drive import Progress as Report
 
 
 @contextmanager
-def progress_bars(quiet: bool = False) -> Iterator[Report]:
+def progress_bars() -> Iterator[Report]:
     """A function to call with (what, done, total); every new `what` starts a bar of its own."""
     columns = (
         TextColumn("{task.description}"),
@@ -28,7 +28,7 @@ def progress_bars(quiet: bool = False) -> Iterator[Report]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), disable=quiet, transient=False) as bars:
+    with Progress(*columns, console=Console(stderr=True)) as bars:
         tasks: dict[str, TaskID] = {}
 
         def report(what: str, done: int, total: int) -> None:

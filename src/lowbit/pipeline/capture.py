@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from lowbit.core.errors import BadRequest
 from lowbit.core.parts import Statistic
@@ -52,7 +53,7 @@ class _StopForward(Exception):
 
 
 @torch.no_grad()
-def record_calls(model: nn.Module, blocks: Sequence[Block], ids: Tensor) -> tuple[Tensor, list[Call]]:
+def record_calls(model: PreTrainedModel, blocks: Sequence[Block], ids: Tensor) -> tuple[Tensor, list[Call]]:
     """First hidden states [samples, tokens, width] of windows `ids`, and each block's call."""
     calls: list[Call] = []
     entered: list[Tensor] = []
@@ -64,9 +65,10 @@ def record_calls(model: nn.Module, blocks: Sequence[Block], ids: Tensor) -> tupl
 
     with ExitStack() as stack:
         for block in blocks:
-            block.module.forward = recorder  # type: ignore[method-assign]
+            block.module.forward = recorder
             stack.callback(delattr, block.module, "forward")
-        model.base_model(input_ids=ids, use_cache=False)
+        base: nn.Module = model.base_model
+        base(input_ids=ids, use_cache=False)
     if len(calls) != len(blocks):
         raise BadRequest(
             f"{type(model).__name__} ran {len(calls)} of its {len(blocks)} blocks. It cannot be quantized."

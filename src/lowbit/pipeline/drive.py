@@ -227,7 +227,7 @@ def _logits(run: Run, last_hidden: Tensor) -> Tensor:
     source = run.source
     source.load_outside_blocks()
     for block in source.blocks:
-        block.module.forward = lambda *args, **kwargs: last_hidden  # type: ignore[method-assign]
+        block.module.forward = lambda *args, **kwargs: last_hidden
     try:
         with torch.no_grad():
             logits: Tensor = source.model(input_ids=run.check_ids, use_cache=False).logits

@@ -17,7 +17,6 @@ from markupsafe import Markup
 
 from lowbit.formats.files import write_bytes_atomically, write_json_atomically
 from lowbit.report import numbers
-from lowbit.report.figures import pareto_svg
 from lowbit.report.grid import loss_grid, split_name
 
 Record = Mapping[str, Any]
@@ -53,6 +52,8 @@ def demo_report(rows: Sequence[Mapping[str, Any]], texts: Mapping[str, str], pat
     rows: recipe, bits, bits_per_weight, bytes, perplexity, kl (nats per token), agreement (0 to 1), seconds.
     texts: what each model wrote after the same prompt, by its label, the original first.
     """
+    from lowbit.report.figures import pareto_svg  # matplotlib takes a second to import; most commands draw nothing
+
     figure = Markup(pareto_svg(rows))
     write_bytes_atomically(path, _render("demo.html", rows=rows, figure=figure, texts=_compared(texts)).encode())
 
