@@ -163,7 +163,7 @@ class TailBiting:
 
     No weight lacks choice and nothing but the k bits of each is stored. The path is the best one through a seam that
     is found on the `window` steps on each side of it; None for half the sequence, QTIP's way, which takes two
-    searches of the whole. 48 takes 0.7 of the time and costs 0.9 % in squared error.
+    searches of the whole. 48 takes two thirds of the time and costs 1 % in squared error (2 bits, L = 16).
     """
 
     trellis: BitshiftTrellis = BitshiftTrellis()
