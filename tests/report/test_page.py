@@ -6,7 +6,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from lowbit.report import demo_report, pareto_figure, write_report
+from lowbit.report import demo_report, write_report
+from lowbit.report.figures import pareto_figure
 from report.records import HOSTILE, layer, layers, measures, outcome, record, rows
 
 _VOID = {"meta", "br", "hr", "img", "link", "input", "wbr"}

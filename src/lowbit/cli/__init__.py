@@ -10,7 +10,7 @@ from lowbit.core.errors import LowbitError
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    disable_progress_bar()  # transformers' own bars, between ours
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers' own bars, between ours
     try:
         app()
     except LowbitError as error:

@@ -9,7 +9,7 @@ architecture. `find_stages` watches one block to see which layers share an input
 import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -179,6 +179,7 @@ class Streams:
     block: Block
     call: Callable[[int], Call]
     original: nn.Module | None = None
+    _batch: slice = field(init=False)
 
     def run(self, batch: slice) -> None:
         """Run the block on a batch for its hooks' sake, as far as they need it."""

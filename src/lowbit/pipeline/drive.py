@@ -123,11 +123,8 @@ def _quantize_block(run: Run, streams: Streams, check: tuple[Tensor, Call], done
         probe, call = streams.quantized[first], streams.call(first.stop)
     for stage in _stages(find_stages(streams.block, linears, probe, call), planned):
         todo = {name for name in stage.layers if not _finished(run, name)}
-        statistics = {
-            group: {planned[name].recipe.statistic for name in group.layers if name in todo} for group in stage.groups
-        }
-        reading = {group: {s for s in found if s.reads != "nothing"} for group, found in statistics.items()}
-        states = gather(streams, stage, linears, reading)
+        # Also those of layers that are done already: experts with few tokens share the statistics of all.
+        states = gather(streams, stage, linears, _statistics(stage, planned)) if todo else {}
         for group in stage.groups:
             for name in group.layers:
                 if name in todo:
@@ -136,6 +133,12 @@ def _quantize_block(run: Run, streams: Streams, check: tuple[Tensor, Call], done
                 done += 1
                 run.progress("quantizing layers", done, len(run.plan.layers))
     return done
+
+
+def _statistics(stage: Stage, planned: dict[str, PlannedLayer]) -> dict[Group, set[Statistic]]:
+    """The statistics that read inputs, by group."""
+    found = {group: {planned[name].recipe.statistic for name in group.layers} for group in stage.groups}
+    return {group: {one for one in statistics if one.reads != "nothing"} for group, statistics in found.items()}
 
 
 def _stages(found: list[Stage], planned: dict[str, PlannedLayer]) -> list[Stage]:

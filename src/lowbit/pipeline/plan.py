@@ -19,6 +19,12 @@ from lowbit.pipeline.activations import batches
 from lowbit.pipeline.architecture import Block, architecture_of, shape_of
 from lowbit.pipeline.source import SourceModel
 
+# Read off runs on a 2-core machine: Python with torch and transformers loaded, and what storage gives at least.
+_PROGRAM_BYTES = 450_000_000
+_FILE_BYTES_PER_SECOND = 500_000_000
+# Digest, solve, copy.
+_PASSES_OVER_FILES = 3
+
 
 @dataclass(frozen=True)
 class Assignment:
@@ -182,33 +188,41 @@ def _left_alone(source: SourceModel, taken: set[str], reasons: dict[str, str]) -
 def _forecast(
     source: SourceModel, blocks: Mapping[str, tuple[PlannedLayer, ...]], samples: int, length: int, budget: int
 ) -> tuple[int, float]:
-    """Peak bytes and seconds: the largest block in float32 with what solving one of its stages holds, and the
-    multiply-adds of forward passes, statistics and solves at this machine's measured speed."""
-    width, tokens = int(source.config.hidden_size), samples * length
-    outside = sum(p.numel() for _, p in source.model.named_parameters()) - sum(
-        p.numel() for block in source.blocks for p in block.module.parameters()
-    )
-    hidden = 4 * tokens * width
-    largest, work = 0, 0.0
-    batch = next(iter(batches(samples, length)))
-    for block in source.blocks:
-        planned = blocks[block.name]
-        weights = sum(p.numel() for p in block.module.parameters())
-        reads = any(layer.recipe.statistic.reads != "nothing" for layer in planned)
-        hessians = 8 * sum({layer.shape[1] for layer in planned if reads} or {0}, 0) ** 1
-        widest = max((layer.shape[1] for layer in planned), default=0)
-        solving = max((12 * layer.weights for layer in planned), default=0) + (4 * 8 * widest**2 if reads else 0)
-        hessians = 8 * sum(k * k for k in {layer.shape[1] for layer in planned}) if reads else 0
-        running = 4 * 6 * (batch.stop - batch.start) * length * max(width, *(max(layer.shape) for layer in planned), 1)
-        largest = max(largest, 4 * weights + hessians + max(solving, running))
-        passes = 6 if reads else 1
-        solve = sum(layer.weights * layer.shape[1] / 2 + layer.shape[1] ** 3 for layer in planned) if reads else 0
-        work += (
-            passes * weights * (tokens if reads else length) + (tokens * 4 * widest * widest if reads else 0) + solve
-        )
-    memory = 400_000_000 + 4 * outside + min(hidden, budget) + largest
-    reading = 3 * source.shards.nbytes / 5e8
-    return int(memory), reading + work / _multiply_adds_per_second()
+    """Peak bytes and seconds of a run."""
+    tokens = samples * length if any(map(_reads, blocks.values())) else length
+    batch = min(tokens, next(batches(samples, length)).stop * length)
+    inside = [sum(p.numel() for p in block.module.parameters()) for block in source.blocks]
+    outside = sum(p.numel() for p in source.model.parameters()) - sum(inside)
+    hidden = min(4 * tokens * int(source.config.hidden_size), budget)
+    largest = max(_block_bytes(n, blocks[b.name], batch) for n, b in zip(inside, source.blocks, strict=True))
+    work = sum(_block_work(n, blocks[b.name], tokens) for n, b in zip(inside, source.blocks, strict=True))
+    seconds = _PASSES_OVER_FILES * source.shards.nbytes / _FILE_BYTES_PER_SECOND + work / _multiply_adds_per_second()
+    return _PROGRAM_BYTES + 4 * outside + hidden + largest, seconds
+
+
+def _reads(planned: tuple[PlannedLayer, ...]) -> bool:
+    return any(layer.recipe.statistic.reads != "nothing" for layer in planned)
+
+
+def _block_bytes(weights: int, planned: tuple[PlannedLayer, ...], batch: int) -> int:
+    """A block in float32, its Hessians (one an input width, float64), and the larger of solving its largest layer
+    (weight, values, errors; factor and its copies) and running a batch through it (a few states as wide as a layer)."""
+    if not planned:
+        return 4 * weights
+    widest = max(layer.shape[1] for layer in planned)
+    hessians = 8 * sum(k * k for k in {layer.shape[1] for layer in planned}) if _reads(planned) else 0
+    solving = max(12 * layer.weights for layer in planned) + (32 * widest * widest if _reads(planned) else 0)
+    running = 4 * 6 * batch * max(max(layer.shape) for layer in planned)
+    return 4 * weights + hessians + max(solving, running)
+
+
+def _block_work(weights: int, planned: tuple[PlannedLayer, ...], tokens: int) -> float:
+    """Multiply-adds: a pass over the tokens for each stage and one for outputs, second moments, factors, feedback."""
+    if not _reads(planned):
+        return float(weights * tokens)
+    moments = tokens * sum(k * k for k in {layer.shape[1] for layer in planned})
+    solves = sum(layer.weights * layer.shape[1] / 2 + 2 * layer.shape[1] ** 3 / 3 for layer in planned)
+    return 5.0 * weights * tokens + moments + solves
 
 
 def _multiply_adds_per_second() -> float:
