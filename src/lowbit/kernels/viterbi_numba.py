@@ -17,6 +17,7 @@ Cost: 2^L candidates a step at 5 instructions for 32 of them; memory, for each s
 step. The result does not depend on the number of threads.
 """
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -131,18 +132,40 @@ def search(targets: Tensor, trellis: IntegerTrellis, first: Tensor, last: Tensor
     share = max(1, -(-sequences // numba.get_num_threads()))
     together = min(_TOGETHER, share)
     states = torch.empty((sequences, steps), dtype=torch.int32)
+    kept = _WORK.arrays(max(1, -(-sequences // share)), steps, together, layout)
 
     def work(start: int) -> None:
-        mine = slice(start, start + share)
-        metrics = torch.empty((2, together, layout.edges), dtype=torch.int16).numpy().view(np.uint16)
-        decisions = torch.empty((steps, together, layout.decision_bytes), dtype=torch.uint8).numpy()
+        mine, (metrics, decisions) = slice(start, start + share), kept[start // share]
         ends = first[mine].numpy(), last[mine].numpy()
         _search(trellis.shape, layout, metrics, wanted[mine].numpy(), *tables, *ends, decisions, states[mine].numpy())
 
     # Threads and not numba's parallel loops, which cannot carry the tuples in `shape`.
-    with ThreadPoolExecutor(numba.get_num_threads()) as pool:
-        list(pool.map(work, range(0, sequences, share)))
+    if share >= sequences:
+        work(0)
+    else:
+        with ThreadPoolExecutor(len(kept)) as pool:
+            list(pool.map(work, range(0, sequences, share)))
     return states
+
+
+class _Workspace(threading.local):
+    """Metrics and decisions for each worker of a search, kept by the calling thread for its next one: where calls
+    are short, as in LDLQ, fresh pages cost as much as the search."""
+
+    key: tuple[int, ...] = ()
+    kept: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
+
+    def arrays(self, workers: int, steps: int, together: int, layout: Layout) -> tuple[tuple[np.ndarray, ...], ...]:
+        """For each worker uint16 [2, together, edges] and uint8 [steps, together, bytes]."""
+        key = workers, steps, together, layout.edges, layout.decision_bytes
+        if key != self.key:
+            metrics = torch.empty((workers, 2, together, layout.edges), dtype=torch.int16).numpy().view(np.uint16)
+            decisions = torch.empty((workers, steps, together, layout.decision_bytes), dtype=torch.uint8).numpy()
+            self.key, self.kept = key, tuple(zip(metrics, decisions, strict=True))
+        return self.kept
+
+
+_WORK = _Workspace()
 
 
 @numba.njit(nogil=True, cache=True)
