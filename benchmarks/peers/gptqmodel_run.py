@@ -20,6 +20,7 @@ import torch
 from gptqmodel import BACKEND, GPTQConfig, GPTQModel
 from gptqmodel.quantization.gptq import GPTQ
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 
 def config(settings: dict) -> GPTQConfig:
@@ -66,11 +67,21 @@ def model(work: Path, settings: dict) -> dict:
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     del loaded
-    reloaded = GPTQModel.load(str(work / "peer-model"), device="cpu", backend=BACKEND.GPTQ_TORCH, dtype=torch.float32)
-    with torch.no_grad():
-        logits = torch.cat([reloaded.model(input_ids=row[None]).logits.float() for row in data["evaluation"]])
-    save_file({"logits": logits}, work / "peer-logits.safetensors")
+    save_file({"logits": logits(work, data["evaluation"])}, work / "peer-logits.safetensors")
     return {"seconds": seconds, "solve_seconds": solved, "peak_bytes": peak}
+
+
+@torch.no_grad()
+def logits(work: Path, windows: torch.Tensor) -> torch.Tensor:
+    """In float32, in which its own layers do not run: their weights, decoded, in the original's layers."""
+    saved = GPTQModel.load(str(work / "peer-model"), device="cpu", backend=BACKEND.GPTQ_TORCH, dtype=torch.float16)
+    modules = dict(saved.model.named_modules())
+    decoded = {name: m.dequantize_weight() for name, m in modules.items() if hasattr(m, "dequantize_weight")}
+    dense = AutoModelForCausalLM.from_pretrained(work / "model", dtype=torch.float32)
+    assert decoded, "no quantized layer found"
+    for name, weight in decoded.items():
+        dense.get_submodule(name).weight.copy_(weight.T)
+    return torch.cat([dense(input_ids=row[None]).logits for row in windows])
 
 
 def main() -> None:

@@ -168,7 +168,7 @@ def generate(
     loaded = load(Path(model), dtype=torch.float32)
     if not prompt:
         raise BadRequest("The prompt is empty. Give at least one word.")
-    print(write_on(loaded, AutoTokenizer.from_pretrained(model), prompt, tokens))
+    print(write_on(loaded, AutoTokenizer.from_pretrained(model), prompt, max_new_tokens=tokens, do_sample=False))
 
 
 @app.command("inspect")

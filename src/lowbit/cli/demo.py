@@ -25,7 +25,7 @@ from lowbit.report import demo_report
 from lowbit.report.table import comparison_table
 
 MODEL = Path(str(files("lowbit.demo"))) / "model"
-PROMPT = "def read_lines(path):\n    "
+PROMPT = 'def read_lines(path):\n    """Read'
 _BITS = (4, 3, 2)
 _GROUP = {"group_size": 64, "range": "mse"}
 _CHOICES: dict[str, tuple[str, dict[str, object]]] = {
@@ -37,7 +37,9 @@ _CHOICES: dict[str, tuple[str, dict[str, object]]] = {
 
 
 def run_demo(out: Path) -> None:
-    """Write one folder a recipe and `report.html` into `out`, and print the comparison."""
+    """Write one folder a recipe, `report.html` and `pareto.png` into `out`, and print the comparison."""
+    from lowbit.report.figures import pareto_figure  # matplotlib takes a second to import
+
     console = Console()
     rows: list[dict[str, Any]] = []
     original = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
@@ -53,6 +55,7 @@ def run_demo(out: Path) -> None:
         f"{best['recipe']}, 2 bits": _written(load(_folder(out, best["recipe"], 2), dtype=torch.float32)),
     }
     demo_report(rows, texts, out / "report.html")
+    pareto_figure(rows, out / "pareto.png")
     console.print(comparison_table(rows))
     for label, text in texts.items():
         console.rule(label)
@@ -82,13 +85,13 @@ def _measured(folder: Path, original: PreTrainedModel, recipe: Recipe) -> dict[s
 
 
 def _written(model: Any) -> str:
-    return write_on(model, AutoTokenizer.from_pretrained(MODEL), PROMPT, 96)
+    """What the model writes after the prompt; drawn, for small models that always take the likeliest token loop."""
+    torch.manual_seed(0)
+    return write_on(model, AutoTokenizer.from_pretrained(MODEL), PROMPT, max_new_tokens=96, do_sample=True, top_k=4)
 
 
-def write_on(model: Any, tokenizer: Any, prompt: str, tokens: int) -> str:
-    """`prompt` and what the model writes after it, greedily."""
+def write_on(model: Any, tokenizer: Any, prompt: str, **settings: Any) -> str:
+    """`prompt` and what the model writes after it; settings: of transformers' `generate`."""
     inputs = tokenizer(prompt, return_tensors="pt")
-    output = model.generate(
-        input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, max_new_tokens=tokens, do_sample=False
-    )
+    output = model.generate(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, **settings)
     return str(tokenizer.decode(output[0], skip_special_tokens=True))

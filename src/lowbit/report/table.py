@@ -72,8 +72,9 @@ def _where(measures: Mapping[str, Any]) -> str:
 
 
 def _table(*columns: str, title: str | None = None) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title=Text(title) if title else None, title_justify="left")
-    table.add_column(columns[0])
+    title_text = Text(title) if title else None
+    table = Table(box=box.SIMPLE_HEAD, title=title_text, title_justify="left", padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column(columns[0], overflow="fold")
     for column in columns[1:]:
         table.add_column(column, justify="right")
     return table
