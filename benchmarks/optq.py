@@ -26,7 +26,7 @@ from lowbit.cli.demo import MODEL
 from lowbit.core.problem import LayerProblem
 from lowbit.pipeline.text import calibration_windows, evaluation_windows, read_texts, token_stream
 
-HERE = Path(__file__).parent / "peers"
+HERE = Path(__file__).resolve().parent / "peers"
 
 
 def make_layer(work: Path, size: int, tokens: int) -> None:
@@ -53,7 +53,8 @@ def make_windows(work: Path) -> None:
 
 
 def measured(python: str, script: str, what: str, work: Path) -> dict:
-    done = subprocess.run([python, HERE / script, what, work], capture_output=True, text=True, check=False)
+    command = [python, HERE / script, what, work]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=work)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if not lines:
         raise SystemExit(f"{script} {what} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
@@ -100,7 +101,7 @@ def divergences(work: Path) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer-python", required=True, help="Python of the environment that has GPTQModel")
+    parser.add_argument("--peer-python", type=Path, required=True, help="Python of the environment that has GPTQModel")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--size", type=int, default=4096, help="of the square layer")
@@ -114,9 +115,9 @@ def main() -> None:
         make_windows(work)
         for bits, group_size in ((4, 128), (3, 128)):
             (work / "settings.json").write_text(json.dumps(settings | {"bits": bits, "group_size": group_size}))
-            found = in_turn(arguments.peer_python, "layer", work, arguments.repeats)
+            found = in_turn(str(arguments.peer_python.absolute()), "layer", work, arguments.repeats)
             report["layer"][f"{bits} bits g{group_size}"] = found | {"relative_loss": proxy_losses(work)}
-            found = in_turn(arguments.peer_python, "model", work, arguments.repeats)
+            found = in_turn(str(arguments.peer_python.absolute()), "model", work, arguments.repeats)
             report["model"][f"{bits} bits g{group_size}"] = found | {"kl": divergences(work)}
     print(json.dumps(report, indent=2))
 
