@@ -7,21 +7,27 @@ from itertools import product
 
 import torch
 
+from laws.problems import K, N
 from laws.toys import Codebook, FloatMoment, Lattice, LowRank, Rotated, Scaled, Sheared
 from lowbit.codes import (
     E8P,
     BitshiftTrellis,
     HessianRange,
     IntegerGrid,
+    Levelled,
+    MidriseGrid,
     MinMax,
+    Padded,
     SearchedRange,
     TailBiting,
     VectorCodebook,
 )
+from lowbit.core.fields import Array
 from lowbit.core.maps import Dense, Diagonal, Identity, Permutation, compose
+from lowbit.core.parts import Code
 from lowbit.core.recipe import Recipe
 from lowbit.recipes import make_recipe
-from lowbit.rounding import Ldlq, Nearest, Optq
+from lowbit.rounding import CoordinateDescent, Ldlq, Nearest, Optq, RefittedScales
 from lowbit.statistics import Isotropic, SecondMoment
 from lowbit.transforms import (
     ActOrder,
@@ -92,6 +98,15 @@ CODES = {
         BitshiftTrellis(6, 2, tile=(6, 2), values="gaussian", scales="tensor")
     ),
     "trellis of squares, 1.5 bits": TailBiting(BitshiftTrellis(6, 1.5, 2, (3, 4), "gaussian", scale_dtype="float32")),
+    "midrise grid": MidriseGrid(),
+    "midrise grid, 1 bit": MidriseGrid(1, reach=1.0),
+    "levelled trellis": Levelled(TailBiting(BitshiftTrellis(6, 2, tile=(4, 2), values="gaussian", scales="tensor"))),
+    "levelled trellis that leaves a row over": Levelled(
+        TailBiting(BitshiftTrellis(6, 2, tile=(5, 3), values="gaussian", scales="tensor"))
+    ),
+    "padded trellis": Padded(
+        Levelled(TailBiting(BitshiftTrellis(6, 2, tile=(4, 5), values="gaussian", scales="tensor")))
+    ),
     "toy: pairs of columns": Codebook(6, (1, 2)),
     "toy: quadruples of columns": Codebook(8, (1, 4)),
     "toy: pairs of rows": Codebook(5, (2, 1)),
@@ -105,18 +120,26 @@ GREEDY = (
     "vectors of inputs in two stages",
     "trellis of two columns, closed",
     "trellis of squares, 1.5 bits",
+    "levelled trellis",
+    "levelled trellis that leaves a row over",
+    "padded trellis",
 )
 """Codes of two stages: the first takes its nearest, which may not be the one that serves both best. A closed trellis
-settles its seam first, and a trellis with a scale for each row measures distances in units of them."""
+settles its seam first, a trellis with a scale for each row measures distances in units of them, and what fills up a
+tile is aimed at zero."""
 
 ROUNDERS = {
     "nearest": Nearest(),
     "ldlq": Ldlq(),
     "ldlq, odd slabs": Ldlq(damping=0.1, slab=5),
     "optq": Optq(),
+    "descent": CoordinateDescent(Ldlq(), passes=2),
+    "refitted": RefittedScales(Ldlq()),
 }
 COLUMN_BY_COLUMN = ("optq",)
 """Rounders that refuse codes with wider tiles."""
+ONE_SCALE = ("refitted",)
+"""Rounders that refuse codes without one scale for the layer or one a row; what they store is not nearest."""
 
 SIDE_CARS = {"toy: low rank": LowRank(2)}
 
@@ -137,6 +160,16 @@ RECIPES = {
     "optq static groups": make_recipe("optq", {"bits": 3, "group_size": 8, "act_order": True, "static_groups": True}),
     "optq mse": make_recipe("optq", {"bits": 2, "group_size": 24, "range": "mse", "damping": 0.1}),
     "optq one group of columns a scale": make_recipe("optq", {"bits": 8, "group_size": 1, "static_groups": True}),
+    "quip": make_recipe("quip"),
+    "quip 3 bits, greedy": make_recipe("quip", {"bits": 3, "passes": 2}),
+    "quip_sharp": make_recipe("quip_sharp", {"passes": 2}),
+    "quip_sharp 4 bits": make_recipe("quip_sharp", {"bits": 4, "passes": 0, "headroom": 1.1}),
+    "qtip": make_recipe("qtip", {"L": 8}),
+    "qtip hyb": make_recipe("qtip", {"values": "hyb", "bits": 3}),
+    "exl3": make_recipe("exl3", {"L": 8}),
+    "trellis": make_recipe("trellis", {"L": 8}),
+    "trellis in columns, one scale": make_recipe("trellis", {"L": 8, "bits": 3, "columns": 1, "scales": "tensor"}),
+    "trellis, another pass": make_recipe("trellis", {"L": 8, "bits": 3, "columns": 16, "passes": 1}),
     "optq hessian": make_recipe("optq", {"bits": 2, "group_size": "tensor", "range": "hessian", "damping": 0.0}),
 }
 """Every named method with a spread of settings that fits the [6, 24] layers of `laws.problems`."""
@@ -195,9 +228,17 @@ MAPS = {
 }
 """Linear maps of 8 features."""
 
+
+def has_one_scale(code: Code) -> bool:
+    """Whether a code stores one scale for a layer of `laws.problems`, or one a row."""
+    scale = code.fields((N, K)).get("scale")
+    return isinstance(scale, Array) and scale.shape in ((1,), (1, 1), (N, 1))
+
+
 PAIRS = {
     f"{rounder} | {code}": (ROUNDERS[rounder], CODES[code])
     for rounder, code in product(ROUNDERS, CODES)
-    if rounder not in COLUMN_BY_COLUMN or CODES[code].tile == (1, 1)
+    if (rounder not in COLUMN_BY_COLUMN or CODES[code].tile == (1, 1))
+    and (rounder not in ONE_SCALE or has_one_scale(CODES[code]))
 }
 """Rounders and codes that go together."""

@@ -10,9 +10,11 @@ from laws.statements import (
     law_identity_hessian_means_nearest,
     law_side_car_pays,
 )
-from laws.tables import CODES, COLUMN_BY_COLUMN, PAIRS, ROUNDERS, SIDE_CARS
+from laws.tables import CODES, COLUMN_BY_COLUMN, ONE_SCALE, PAIRS, ROUNDERS, SIDE_CARS, has_one_scale
 from lowbit.core.errors import BadRequest
-from lowbit.rounding import Ldlq, Nearest
+from lowbit.rounding import Ldlq, Nearest, RefittedScales
+
+NEAREST_PAIRS = {name: pair for name, pair in PAIRS.items() if name.partition(" | ")[0] not in ONE_SCALE}
 
 RUNS_AWAY = ("symmetric groups",)
 """One bit in dynamic groups with min-max ranges: the range of each group grows with the errors it is to absorb."""
@@ -27,7 +29,7 @@ def test_codes_decode_to_w_hat(rounder, code):
         law_codes_decode_to_w_hat(rounder, code, FLOAT64[name])
 
 
-@pytest.mark.parametrize(("rounder", "code"), PAIRS.values(), ids=PAIRS)
+@pytest.mark.parametrize(("rounder", "code"), NEAREST_PAIRS.values(), ids=NEAREST_PAIRS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_identity_hessian_means_nearest(rounder, code, dtype):
     law_identity_hessian_means_nearest(rounder, Nearest(), code, correlated(5, dtype=dtype).weight)
@@ -43,6 +45,12 @@ def test_feedback_pays(name):
 def test_column_by_column_rounders_refuse_wider_tiles(rounder, code):
     with pytest.raises(BadRequest, match="Use Ldlq"):
         ROUNDERS[rounder].round(correlated(0), code)
+
+
+@pytest.mark.parametrize("code", [code for code in CODES.values() if not has_one_scale(code)], ids=str)
+def test_scales_shared_by_columns_are_not_refitted(code):
+    with pytest.raises(BadRequest, match="one scale for the layer or one a row"):
+        RefittedScales(Ldlq()).round(correlated(0), code)
 
 
 @pytest.mark.parametrize("side_car", SIDE_CARS.values(), ids=SIDE_CARS)

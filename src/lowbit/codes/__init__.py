@@ -1,7 +1,10 @@
 """Codes: which values can be stored, and how are they reached?"""
 
 from lowbit.codes.e8p import E8P as E8P
+from lowbit.codes.fitting import Levelled as Levelled
+from lowbit.codes.fitting import Padded as Padded
 from lowbit.codes.integer import IntegerGrid as IntegerGrid
+from lowbit.codes.midrise import MidriseGrid as MidriseGrid
 from lowbit.codes.ranges import HessianRange as HessianRange
 from lowbit.codes.ranges import MinMax as MinMax
 from lowbit.codes.ranges import SearchedRange as SearchedRange

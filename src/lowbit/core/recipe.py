@@ -56,13 +56,19 @@ class Recipe:
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as JSON-ready data: each part its class name under "part" and its fields; absent parts left out."""
-    fields = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe)}
-    return {name: _plain(value) for name, value in fields.items() if value is not None}
+    """The recipe as JSON-ready data: each part its class name under "part" and its fields.
+
+    Fields that hold None are left out, for TOML has no word for it; a part that allows None has it as the default.
+    """
+    return _plain_fields(recipe)
+
+
+def _plain_fields(value: Any) -> dict[str, Any]:
+    fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    return {name: _plain(held) for name, held in fields.items() if held is not None}
 
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"part": type(value).__name__, **fields}
+        return {"part": type(value).__name__, **_plain_fields(value)}
     return [_plain(item) for item in value] if isinstance(value, tuple) else value

@@ -6,6 +6,11 @@ Each docstring names the paper, the exact bits per weight and what differs from 
 from lowbit.core.recipe import to_dict as to_dict
 from lowbit.recipes.catalogue import CATALOGUE as CATALOGUE
 from lowbit.recipes.catalogue import make_recipe as make_recipe
+from lowbit.recipes.incoherent import exl3 as exl3
+from lowbit.recipes.incoherent import qtip as qtip
+from lowbit.recipes.incoherent import quip as quip
+from lowbit.recipes.incoherent import quip_sharp as quip_sharp
+from lowbit.recipes.incoherent import trellis as trellis
 from lowbit.recipes.scalar import optq as optq
 from lowbit.recipes.scalar import rtn as rtn
 from lowbit.recipes.serial import PARTS as PARTS

@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping
 
 from lowbit.core.errors import BadRequest
 from lowbit.core.recipe import Recipe, to_dict
+from lowbit.recipes.incoherent import exl3, qtip, quip, quip_sharp, trellis
 from lowbit.recipes.scalar import optq, rtn
 from lowbit.recipes.serial import from_dict
 
-CATALOGUE: dict[str, Callable[..., Recipe]] = {function.__name__: function for function in (rtn, optq)}
+_METHODS: tuple[Callable[..., Recipe], ...] = (rtn, optq, quip, quip_sharp, qtip, exl3, trellis)
+CATALOGUE: dict[str, Callable[..., Recipe]] = {function.__name__: function for function in _METHODS}
 
 
 def make_recipe(name: str, settings: Mapping[str, object] | None = None) -> Recipe:

@@ -1,5 +1,6 @@
 """The runtime: the modules that a loaded model runs, straight from the tensors as they are stored."""
 
+from lowbit.runtime import fitting as fitting
 from lowbit.runtime import integer as integer
 from lowbit.runtime.experts import LinearExperts as LinearExperts
 from lowbit.runtime.experts import is_fused_experts as is_fused_experts

@@ -47,8 +47,9 @@ def decode_rows(code: Code, stored: StoredCodes, start: int, stop: int) -> Tenso
     for name, field in fields.items():
         tensor, whole = stored.tensors[name].cpu(), field.shape == part[name].shape
         if name == "codes" and isinstance(field, Bits):
-            rows = field.nbytes // field.row_nbytes
-            at = slice(start * rows // stored.shape[0], stop * rows // stored.shape[0])
+            height = code.tile[0]
+            per_tile = field.nbytes // field.row_nbytes // -(-stored.shape[0] // height)
+            at = slice(start // height * per_tile, -(-stop // height) * per_tile)
             values[name] = unpack(tensor, field, at).view(part[name].shape)
         else:
             value, length = restored(tensor, field), field.shape[0]

@@ -1,0 +1,169 @@
+"""Methods that rotate first: QuIP, QuIP#, QTIP, EXL3 and lowbit's own trellis.
+
+After a random rotation weights look Gaussian and of one size, whatever they were, so a fixed code can be made for them.
+K inputs, N outputs; where the tiles of a code do not fit a layer, `lowbit.codes.fitting` says what is done and stored.
+"""
+
+from typing import Literal
+
+from lowbit.codes import E8P, BitshiftTrellis, Levelled, MidriseGrid, Padded, TailBiting
+from lowbit.core.errors import require
+from lowbit.core.parts import Code, Rounder
+from lowbit.core.recipe import Recipe, Refresh
+from lowbit.rounding import CoordinateDescent, Ldlq, RefittedScales
+from lowbit.statistics import SecondMoment
+from lowbit.transforms import Chain, ChannelScales, RandomizedHadamard, RandomKronecker, Rescale
+
+Scales = Literal["row", "tensor"]
+_WIDTHS = (1, 2, 4, 8, 16)
+
+
+def quip(
+    bits: int = 2, reach: float = 2.4, passes: int = 0, damping: float = 0.01, refresh: Refresh = "input"
+) -> Recipe:
+    """QuIP: balance, rotate by random Kronecker products, round with feedback to one grid for the whole layer.
+
+    Paper: Chee, Cai, Kuleshov, De Sa: QuIP: 2-Bit Quantization of Large Language Models With Guarantees, NeurIPS 2023,
+    arXiv 2307.13304.
+
+    Bits per weight: b + 16 / N + 96 / (N K).
+
+    Differs from the authors' code: columns are rounded first to last where they go from last to first; the rotation is
+    stored as one number, so a checkpoint can be read back; the Hessian is damped once.
+
+    Args:
+        bits: 1 to 8.
+        reach: of the grid in root mean squares of the rotated weights (the paper's rho).
+        passes: of coordinate descent after rounding; the paper's LDLQ-RG makes up to 10, but also orders the columns.
+        damping: added to diag(H), as a fraction of its mean; >= 0.
+        refresh: "input" recomputes inputs after each group of layers that share one, "block" once per decoder block.
+    """
+    transform = Chain((Rescale(), RandomKronecker()))
+    return Recipe(
+        "quip", SecondMoment(), transform, MidriseGrid(bits, reach), _descended(damping, passes), None, refresh
+    )
+
+
+def quip_sharp(
+    bits: int = 2, headroom: float = 1.0, passes: int = 10, damping: float = 0.01, refresh: Refresh = "input"
+) -> Recipe:
+    """QuIP#: randomized Hadamard, eight weights at a time on the E8 lattice, block LDLQ, coordinate descent.
+
+    Paper: Tseng, Chee, Sun, Kuleshov, De Sa: QuIP#: Even Better LLM Quantization with Hadamard Incoherence and Lattice
+    Codebooks, ICML 2024, arXiv 2402.04396.
+
+    Bits per weight: b + 1 / N + 1 / K + 32 / (N K), inputs filled up to a multiple of 8.
+
+    Differs from the authors' code: no fine-tuning, so signs stay bits where theirs become float16; layers that share an
+    input are rounded apart; any dimension; at 4 bits the second stage's gain and the scale are lower (see `codes.e8p`);
+    passes stop when nothing improves, and take no step that the loss does not favour.
+
+    Args:
+        bits: 2, 3 or 4.
+        headroom: widens the scale; 1.14 is what the authors recommend at 2 bits (their scale 0.9 in place of 1.03).
+        passes: of coordinate descent after block LDLQ, at most; 0 for none.
+        damping: added to diag(H), as a fraction of its mean; >= 0.
+        refresh: "input" recomputes inputs after each group of layers that share one, "block" once per decoder block.
+    """
+    code = Padded(E8P(bits, headroom))
+    rounder = _descended(damping, passes)
+    return Recipe("quip_sharp", SecondMoment(), RandomizedHadamard(), code, rounder, None, refresh)
+
+
+def qtip(
+    bits: int = 2,
+    values: Literal["3inst", "1mad", "hyb"] = "3inst",
+    L: int = 16,
+    loading: float = 0.9,
+    damping: float = 0.01,
+    refresh: Refresh = "input",
+) -> Recipe:
+    """QTIP: randomized Hadamard, tail-biting trellises over 16 x 16 weights, block LDLQ.
+
+    Paper: Tseng, Sun, Hou, De Sa: QTIP: Quantization with Trellises and Incoherence Processing, NeurIPS 2024, arXiv
+    2406.11235.
+
+    Bits per weight: k + 1 / N + 1 / K + 16 / (N K), inputs filled up to a multiple of 16; where 16 does not divide the
+    outputs, k (16 ceil(N / 16)) / N at most and 16 / K for the scale.
+
+    Differs from the authors' code: no fine-tuning, so signs stay bits where theirs become float16; any dimension; the
+    weights of a tile follow each other down its columns, which changes nothing on average; hyb's pairs are our own.
+
+    Args:
+        bits: 1 to 4, k.
+        values: 3inst, the paper's better one without fine-tuning; 1mad; or hyb, which its kernels run, with V = 2.
+        L: bits of a state; 16 in the paper, 12 to encode sixteen times faster.
+        loading: root mean square of the weights in units of the code's, below 1 to leave room for feedback.
+        damping: added to diag(H), as a fraction of its mean; >= 0.
+        refresh: "input" recomputes inputs after each group of layers that share one, "block" once per decoder block.
+    """
+    trellis = BitshiftTrellis(L, bits, 2 if values == "hyb" else 1, (16, 16), values, "tensor", loading=loading)
+    return Recipe("qtip", SecondMoment(), RandomizedHadamard(), _fitting(trellis), Ldlq(damping), None, refresh)
+
+
+def exl3(bits: int = 2, L: int = 16, damping: float = 0.025, refresh: Refresh = "input") -> Recipe:
+    """EXL3-like: channel scales, Hadamard in blocks of 128, trellises over 16 x 16 weights, block LDLQ.
+
+    Source: the EXL3 format of ExLlamaV3 by turboderp, after QTIP (arXiv 2406.11235).
+
+    Bits per weight: k + 17 / N + 17 / K + 16 / (N K), inputs filled up to a multiple of 16; where 16 does not divide
+    the outputs, k (16 ceil(N / 16)) / N at most and 33 / K.
+
+    Differs from its code: H is scaled along with W, so the feedback fits the loss; the layer's scale is the best one
+    for the loss after rounding, where EXL3 searches it for the squared error before; blocks are the largest divisor of
+    a dimension up to 128, where EXL3 fills up to 128; not its file format.
+
+    Args:
+        bits: 1 to 8, k.
+        L: bits of a state; 16 in EXL3, 12 to encode sixteen times faster.
+        damping: added to diag(H), as a fraction of its mean; >= 0.
+        refresh: "input" recomputes inputs after each group of layers that share one, "block" once per decoder block.
+    """
+    outputs = (ChannelScales("left"), RandomizedHadamard(128, "left"))
+    inputs = (ChannelScales("right"), RandomizedHadamard(128, "right"))
+    code = _fitting(BitshiftTrellis(L, bits, 1, (16, 16), "mul1", "tensor"))
+    rounder = RefittedScales(Ldlq(damping))
+    return Recipe("exl3", SecondMoment(), Chain((*outputs, *inputs)), code, rounder, None, refresh)
+
+
+def trellis(
+    bits: int = 2,
+    columns: int = 2,
+    L: int = 16,
+    scales: Scales = "row",
+    loading: float = 0.9,
+    damping: float = 0.01,
+    passes: int = 0,
+    refresh: Refresh = "input",
+) -> Recipe:
+    """lowbit's own: trellises that run down the outputs, so that feedback between inputs survives; refitted scales.
+
+    A tile of 256 weights is `columns` wide and as high as that leaves. QTIP's 16 columns get no feedback from each
+    other; here all but `columns` do.
+
+    Bits per weight: k + 1 / N + 17 / K with scales of rows, k + 1 / N + 1 / K + 16 / (N K) with one for the layer;
+    inputs filled up to a multiple of `columns`, outputs by less than one for each tile of 256 / `columns` of them.
+
+    Args:
+        bits: k, 1 to 8.
+        columns: of a tile, a power of two up to 16. 1 leaves out no feedback; full tiles take 256 outputs.
+        L: bits of a state; 12, 14, 16, 18 trade time for accuracy, fourfold for each step.
+        scales: "row" for one scale an output, refitted after rounding; "tensor" for one in all, the better use of bits
+            where a layer has fewer than some 1000 inputs.
+        loading: root mean square of the weights in units of the code's, below 1 to leave room for feedback.
+        damping: added to diag(H), as a fraction of its mean; >= 0.
+        passes: of coordinate descent after rounding, each as long as the encoding itself.
+        refresh: "input" recomputes inputs after each group of layers that share one, "block" once per decoder block.
+    """
+    require(columns in _WIDTHS, f"trellis(columns={columns!r}): must be one of {_WIDTHS}. Use 2.")
+    code = _fitting(BitshiftTrellis(L, bits, 1, (256 // columns, columns), "mul1", scales, loading=loading))
+    rounder = RefittedScales(_descended(damping, passes))
+    return Recipe("trellis", SecondMoment(), RandomizedHadamard(), code, rounder, None, refresh)
+
+
+def _fitting(trellis: BitshiftTrellis) -> Code:
+    return Padded(Levelled(TailBiting(trellis)))
+
+
+def _descended(damping: float, passes: int) -> Rounder:
+    return CoordinateDescent(Ldlq(damping), passes) if passes else Ldlq(damping)
