@@ -89,12 +89,12 @@ def test_moving_to_meta_and_back_to_empty_keeps_types_and_shapes(layer):
 
 def test_loading_other_tensors_after_a_forward_pass_takes_effect():
     first, second = solved(RECIPES["act-order"], 1), solved(RECIPES["act-order"], 2)
-    linear, x = QuantizedLinear.from_layer(first), torch.randn(1, K)
+    linear, x = QuantizedLinear.from_layer(first), torch.randn(1, K, generator=torch.Generator().manual_seed(3))
     linear(x)
     twin = copy.deepcopy(linear)
     twin.load_state_dict(stored_tensors(second))
-    torch.testing.assert_close(twin(x), x @ second.dequantize().T)
-    torch.testing.assert_close(linear(x), x @ first.dequantize().T)
+    torch.testing.assert_close(twin(x), x @ second.dequantize().T, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(linear(x), x @ first.dequantize().T, rtol=1e-4, atol=1e-4)
 
 
 def test_gradients_reach_the_input(layer):

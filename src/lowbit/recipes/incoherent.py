@@ -130,6 +130,7 @@ def trellis(
     bits: int = 2,
     columns: int = 2,
     L: int = 16,
+    values: Literal["strata", "mul1", "gaussian"] = "strata",
     scales: Scales = "row",
     loading: float = 0.9,
     damping: float = 0.01,
@@ -150,6 +151,8 @@ def trellis(
         bits: k, 1 to 8.
         columns: of a tile, a power of two up to 16. 1 leaves out no feedback; full tiles take 256 outputs.
         L: bits of a state; 12, 14, 16, 18 trade time for accuracy, fourfold for each step.
+        values: the trellis's values: "strata", a table of 2^L set-partitioned ones (L at least twice the bits),
+            "mul1", computed from a sum of bytes and some 2 % worse, or a "gaussian" table.
         scales: "row" for one scale an output, "tensor" for one in all; refitted after rounding.
         loading: root mean square of the weights in units of the code's, below 1 to leave room for feedback.
         damping: added to diag(H), as a fraction of its mean; >= 0.
@@ -157,7 +160,7 @@ def trellis(
         refresh: "input" recomputes inputs after each group of layers that share one, "block" once per decoder block.
     """
     require(columns in _WIDTHS, f"trellis(columns={columns!r}): must be one of {_WIDTHS}. Use 2.")
-    code = _fitting(BitshiftTrellis(L, bits, 1, (256 // columns, columns), "mul1", scales, loading=loading))
+    code = _fitting(BitshiftTrellis(L, bits, 1, (256 // columns, columns), values, scales, loading=loading))
     transform = RandomizedHadamard(sides="right" if scales == "row" else "both")
     rounder = RefittedScales(_descended(damping, passes))
     return Recipe("trellis", SecondMoment(), transform, code, rounder, None, refresh)
