@@ -8,7 +8,6 @@ Prints one line RESULT {json} with seconds and peak bytes.
 
 import json
 import os
-import resource
 import sys
 import time
 from pathlib import Path
@@ -34,6 +33,12 @@ def config(settings: dict) -> GPTQConfig:
         device="cpu",
         offload_to_disk=False,
     )
+
+
+def peak_bytes() -> int:
+    """Of this process since it began; getrusage would count its parent's memory at the fork."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 
 def layer(work: Path, settings: dict) -> dict:
@@ -65,7 +70,7 @@ def model(work: Path, settings: dict) -> dict:
     solved = time.perf_counter() - started
     loaded.save(str(work / "peer-model"))
     seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_bytes()
     del loaded
     save_file({"logits": logits(work, data["evaluation"])}, work / "peer-logits.safetensors")
     return {"seconds": seconds, "solve_seconds": solved, "peak_bytes": peak}
@@ -89,7 +94,7 @@ def main() -> None:
     settings = json.loads((work / "settings.json").read_text())
     torch.set_num_threads(settings["threads"])
     measured = {"layer": layer, "model": model}[what](work, settings)
-    measured.setdefault("peak_bytes", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    measured.setdefault("peak_bytes", peak_bytes())
     print("RESULT " + json.dumps(measured), flush=True)
 
 

@@ -1,7 +1,6 @@
 """lowbit's side of benchmarks/optq.py: the same verbs, files and output as gptqmodel_run.py."""
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -20,6 +19,12 @@ def recipe(settings: dict) -> lowbit.Recipe:
     return lowbit.recipes.optq(
         settings["bits"], settings["group_size"], settings["symmetric"], damping=settings["damping"]
     )
+
+
+def peak_bytes() -> int:
+    """Of this process since it began; getrusage would count its parent's memory at the fork."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 
 def layer(work: Path, settings: dict) -> dict:
@@ -45,7 +50,7 @@ def model(work: Path, settings: dict) -> dict:
     started = time.perf_counter()
     lowbit.quantize(work / "model", work / "lowbit-model", recipe(settings), calibration=calibration)
     seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_bytes()
     loaded = lowbit.load(work / "lowbit-model", dtype=torch.float32)
     with torch.no_grad():
         logits = torch.cat([loaded(input_ids=row[None]).logits for row in data["evaluation"]])
@@ -59,7 +64,7 @@ def main() -> None:
     torch.set_num_threads(settings["threads"])
     numba.set_num_threads(settings["threads"])
     measured = {"layer": layer, "model": model}[what](work, settings)
-    measured.setdefault("peak_bytes", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    measured.setdefault("peak_bytes", peak_bytes())
     print("RESULT " + json.dumps(measured), flush=True)
 
 
