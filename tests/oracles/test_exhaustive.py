@@ -10,14 +10,18 @@ from laws.tables import COLUMN_BY_COLUMN, ROUNDERS
 from laws.toys import Codebook
 from lowbit.codes import IntegerGrid
 from lowbit.core.problem import LayerProblem
+from lowbit.core.records import Side
+from lowbit.rounding import RefittedScales
 
 TRIES = [correlated(seed, n=2, k=3, tokens=12) for seed in range(60)]
 CODE = IntegerGrid(2)
+# Rounders that round with the scales that the code fitted.
+KEEPING = {name: rounder for name, rounder in ROUNDERS.items() if not isinstance(rounder, RefittedScales)}
 
 
-def best_loss(problem: LayerProblem) -> float:
-    """The least loss over all codes; rows do not mix, so each has its own 4^3."""
-    side, columns = CODE.fit(problem), torch.arange(3)
+def best_loss(problem: LayerProblem, side: Side | None = None) -> float:
+    """The least loss over all codes with `side`, or as fitted; rows do not mix, so each has its own 4^3."""
+    side, columns = side or CODE.fit(problem), torch.arange(3)
     assignments = torch.tensor(list(product(range(4), repeat=3)), dtype=torch.uint8)
     losses = []
     for codes in assignments:
@@ -29,10 +33,11 @@ def best_loss(problem: LayerProblem) -> float:
 @pytest.mark.parametrize("rounder", ROUNDERS.values(), ids=ROUNDERS)
 def test_no_rounder_beats_the_best(rounder):
     for problem in TRIES:
-        assert problem.loss(rounder.round(problem, CODE).w_hat) >= best_loss(problem) * (1 - 1e-12)
+        rounded = rounder.round(problem, CODE)
+        assert problem.loss(rounded.w_hat) >= best_loss(problem, rounded.side) * (1 - 1e-9)
 
 
-@pytest.mark.parametrize("rounder", ROUNDERS.values(), ids=ROUNDERS)
+@pytest.mark.parametrize("rounder", KEEPING.values(), ids=KEEPING)
 def test_every_rounder_finds_the_best_when_the_hessian_is_diagonal(rounder):
     for problem in TRIES:
         diagonal = LayerProblem(problem.weight, problem.hessian.diagonal().diag())
@@ -47,7 +52,7 @@ def test_feedback_comes_near_the_best():
     assert ldlq < 1.8 * best < nearest
 
 
-@pytest.mark.parametrize("rounder", [name for name in ROUNDERS if name not in COLUMN_BY_COLUMN])
+@pytest.mark.parametrize("rounder", [name for name in KEEPING if name not in COLUMN_BY_COLUMN])
 def test_no_rounder_beats_the_best_pairs(rounder):
     code = Codebook(3, (1, 2))
     for seed in range(20):
