@@ -103,7 +103,7 @@ class IntegerGrid:
         slab_importance = None if importance is None else importance[columns]
         rows, groups = self._side_shape((target.shape[0], target.shape[1]))
         scale, zero = self._fit_groups(target, slab_importance, rows, groups)
-        at = self._group_of(columns, side)[:: self.refit_every]
+        at = self._group_of(columns)[:: self.refit_every]
         new = {**side, "scale": side["scale"].clone(), "zero": side["zero"].clone()}
         new["scale"][:, at], new["zero"][:, at] = scale, zero
         return new
@@ -147,12 +147,12 @@ class IntegerGrid:
         )
         return scale.view(rows, groups), zero.view(rows, groups)
 
-    def _group_of(self, columns: Tensor, side: Side) -> Tensor:
+    def _group_of(self, columns: Tensor) -> Tensor:
         if isinstance(self.group_size, int):
             return columns // self.group_size
         return torch.zeros_like(columns)
 
     def _side_of(self, side: Side, columns: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero point of each weight of a slab, broadcastable to [N, w]."""
-        group = self._group_of(columns, side)
+        group = self._group_of(columns)
         return side["scale"][:, group], side["zero"][:, group]
