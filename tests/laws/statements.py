@@ -244,15 +244,21 @@ def law_feedback_pays(rounder: Rounder, nearest: Rounder, code: Code, tries: lis
     assert ours <= plain
 
 
-def law_side_car_pays(side_car: SideCar, problem: LayerProblem, w_hat: Tensor) -> None:
-    """A correction never raises the loss, is stored as declared, and is the same after restoring."""
-    correction = side_car.fit(problem, w_hat)
+def law_side_car_pays(side_car: SideCar, rounder: Rounder, code: Code, problem: LayerProblem) -> None:
+    """A correction is no worse than the one that codes were rounded beside, is stored as declared, and is the same
+    after restoring, dense or applied."""
+    first = side_car.start(problem)
+    w_hat = rounder.round(side_car.rest(problem, first), code).w_hat
+    correction = side_car.fit(problem, first, w_hat)
     fields, tensors = side_car.fields(problem.shape), correction.tensors()
     assert fields.keys() == tensors.keys()
     for name, field in fields.items():
         law_field_holds(field, tensors[name])
-    assert problem.loss(w_hat + correction.dense()) <= problem.loss(w_hat) * (1 + 1e-6) + 1e-12
-    assert torch.equal(side_car.restore(tensors, problem.shape).dense(), correction.dense())
+    assert problem.loss(w_hat + correction.dense()) <= problem.loss(w_hat + first.dense()) * (1 + 1e-6) + 1e-12
+    restored = side_car.restore(tensors, problem.shape)
+    assert torch.equal(restored.dense(), correction.dense())
+    x = torch.randn(5, problem.shape[1], generator=stream(0, "side-car"))
+    torch.testing.assert_close(restored.apply(x), x @ restored.dense().T, rtol=1e-4, atol=1e-5)
 
 
 # Recipes

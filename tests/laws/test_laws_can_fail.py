@@ -175,11 +175,11 @@ def test_recipe_laws_see_lost_bits_and_unseeded_randomness():
 class AddsTheError(LowRank):
     """A correction of the wrong sign."""
 
-    def fit(self, problem, w_hat):
-        right = super().fit(problem, w_hat)
+    def fit(self, problem, correction, w_hat):
+        right = super().fit(problem, correction, w_hat)
         return Factors(-right.left, right.right)
 
 
 def test_side_car_law_sees_a_harmful_correction():
     with fails():
-        law_side_car_pays(AddsTheError(2), PROBLEM, Nearest().round(PROBLEM, IntegerGrid(2)).w_hat)
+        law_side_car_pays(AddsTheError(2), Nearest(), IntegerGrid(2), PROBLEM)

@@ -58,4 +58,4 @@ def test_scales_shared_by_columns_are_not_refitted(code):
 def test_side_cars_pay(side_car, name):
     problem = FLOAT32[name]
     if problem.row_hessian is None:
-        law_side_car_pays(side_car, problem, Nearest().round(problem, CODES["2 bits"]).w_hat)
+        law_side_car_pays(side_car, Nearest(), CODES["2 bits"], problem)

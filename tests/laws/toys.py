@@ -14,7 +14,7 @@ from lowbit.core.errors import require
 from lowbit.core.fields import Array, Bits, Field
 from lowbit.core.linalg import one_thread
 from lowbit.core.maps import Dense, Diagonal
-from lowbit.core.parts import Reads, encode_tiles
+from lowbit.core.parts import Correction, Reads, encode_tiles
 from lowbit.core.problem import LayerProblem
 from lowbit.core.records import FittedTransform, Outcome, Side
 
@@ -205,6 +205,9 @@ class Factors:
     def dense(self) -> Tensor:
         return self.left @ self.right
 
+    def apply(self, x: Tensor) -> Tensor:
+        return x @ self.right.T.to(x.dtype) @ self.left.T.to(x.dtype)
+
     def tensors(self) -> dict[str, Tensor]:
         return {"low_rank_left": self.left, "low_rank_right": self.right}
 
@@ -214,8 +217,19 @@ class LowRank:
     """The error W - w_hat projected on the `rank` output directions that hold most of it. Never raises the loss."""
 
     rank: int = 1
+    turns = 1
 
-    def fit(self, problem: LayerProblem, w_hat: Tensor) -> Factors:
+    def check(self, shape: tuple[int, int]) -> None:
+        require(self.rank <= min(shape), f"LowRank(rank={self.rank}): the layer is {list(shape)}.")
+
+    def start(self, problem: LayerProblem) -> Factors:
+        n, k = problem.shape
+        return Factors(torch.zeros(n, self.rank), torch.zeros(self.rank, k))
+
+    def rest(self, problem: LayerProblem, correction: Correction) -> LayerProblem:
+        return problem
+
+    def fit(self, problem: LayerProblem, correction: Correction, w_hat: Tensor) -> Factors:
         error = (problem.weight - w_hat).double()
         directions = torch.linalg.eigh(error @ problem.hessian.double() @ error.T)[1][:, -self.rank :]
         return Factors(directions.float().contiguous(), (directions.T @ error).float())

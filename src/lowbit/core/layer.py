@@ -1,7 +1,7 @@
 """Quantize one layer: what a recipe means."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ class QuantizedLayer:
     transform: FittedTransform
     correction: Correction | None = None
     outcomes: tuple[Outcome, ...] = ()
-    stats: Mapping[str, float] | None = None
+    stats: Mapping[str, float] = field(default_factory=dict)
 
     def dequantize(self) -> Tensor:
         """The weight [N, K] that the stored tensors stand for, float32."""
@@ -44,17 +44,15 @@ class QuantizedLayer:
 def quantize_layer(problem: LayerProblem, recipe: Recipe, rng: torch.Generator) -> QuantizedLayer:
     """Solve `problem` with the parts of `recipe`; `rng` feeds whatever is random in them."""
     recipe.check(problem.shape)
-    fitted = recipe.transform.fit(problem, rng)
-    inner = fitted.forward(problem)
-    if fitted.order is None:
-        rounded = recipe.rounder.round(inner, recipe.code)
-    else:
-        rounded = visit(recipe.rounder, inner, recipe.code, fitted.order)
-    correction = None
-    if recipe.side_car is not None:
-        correction = recipe.side_car.fit(problem, fitted.undo(rounded.w_hat))
-    layer = QuantizedLayer(recipe, problem.shape, rounded.codes, rounded.side, fitted, correction, rounded.outcomes)
-    return _measured(layer, problem)
+    side_car = recipe.side_car
+    if side_car is None:
+        return _measured(_coded(problem, recipe, rng), problem)
+    correction, tried = side_car.start(problem), []
+    for _ in range(side_car.turns):
+        coded = _coded(side_car.rest(problem, correction), recipe, rng)
+        correction = side_car.fit(problem, correction, coded.dequantize())
+        tried.append(_measured(replace(coded, correction=correction), problem))
+    return min(tried, key=lambda layer: layer.stats["loss"])
 
 
 def restore_layer(recipe: Recipe, shape: tuple[int, int], tensors: Mapping[str, Tensor]) -> QuantizedLayer:
@@ -65,6 +63,17 @@ def restore_layer(recipe: Recipe, shape: tuple[int, int], tensors: Mapping[str, 
     return QuantizedLayer(recipe, shape, tensors["codes"], side, transform, correction)
 
 
+def _coded(problem: LayerProblem, recipe: Recipe, rng: torch.Generator) -> QuantizedLayer:
+    """The codes' answer, with nothing beside them."""
+    fitted = recipe.transform.fit(problem, rng)
+    inner = fitted.forward(problem)
+    if fitted.order is None:
+        rounded = recipe.rounder.round(inner, recipe.code)
+    else:
+        rounded = visit(recipe.rounder, inner, recipe.code, fitted.order)
+    return QuantizedLayer(recipe, problem.shape, rounded.codes, rounded.side, fitted, outcomes=rounded.outcomes)
+
+
 def _measured(layer: QuantizedLayer, problem: LayerProblem) -> QuantizedLayer:
     w_hat = layer.dequantize()
     stats = {
@@ -72,6 +81,4 @@ def _measured(layer: QuantizedLayer, problem: LayerProblem) -> QuantizedLayer:
         "relative_loss": problem.relative_loss(w_hat),
         "bits_per_weight": bits_per_weight(layer.recipe.fields(layer.shape), layer.shape),
     }
-    return QuantizedLayer(
-        layer.recipe, layer.shape, layer.codes, layer.side, layer.transform, layer.correction, layer.outcomes, stats
-    )
+    return replace(layer, stats=stats)

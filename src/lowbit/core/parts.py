@@ -129,21 +129,58 @@ class Correction(Protocol):
     """Something kept beside the codes and added to their product."""
 
     def dense(self) -> Tensor:
-        """The correction as a [N, K] matrix in the layer's own coordinates."""
+        """The correction as a [N, K] matrix in the layer's own coordinates, float32."""
         ...
 
-    def tensors(self) -> dict[str, Tensor]: ...
+    def apply(self, x: Tensor) -> Tensor:
+        """x [T, K] times the transposed correction: [T, N] in x's type."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The stored tensors, by field name."""
+        ...
 
 
 @runtime_checkable
 class SideCar(Protocol):
-    """What is kept apart from the codes?"""
+    """What is kept apart from the codes?
 
-    def fit(self, problem: LayerProblem, w_hat: Tensor) -> Correction: ...
+    The codes answer for `rest(problem, correction)`, the correction for what they leave; the two take turns:
 
-    def fields(self, shape: tuple[int, int]) -> dict[str, Field]: ...
+        correction = start(problem)
+        repeat `turns` times:  w_hat = rounded rest(problem, correction);  correction = fit(problem, correction, w_hat)
 
-    def restore(self, tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> Correction: ...
+    and the best turn is kept. All in the layer's own coordinates, before the transform.
+    """
+
+    @property
+    def turns(self) -> int:
+        """How often rounding and fitting take turns, at least 1."""
+        ...
+
+    def check(self, shape: tuple[int, int]) -> None:
+        """Raise BadRequest where a layer [N, K] cannot have it, naming what would fit."""
+        ...
+
+    def start(self, problem: LayerProblem) -> Correction:
+        """What is kept apart before anything is rounded."""
+        ...
+
+    def rest(self, problem: LayerProblem, correction: Correction) -> LayerProblem:
+        """The problem [N, K] left for the codes beside `correction`."""
+        ...
+
+    def fit(self, problem: LayerProblem, correction: Correction, w_hat: Tensor) -> Correction:
+        """The correction for codes that decode to w_hat [N, K]; `correction` is what they were rounded beside."""
+        ...
+
+    def fields(self, shape: tuple[int, int]) -> dict[str, Field]:
+        """What is stored for a layer [N, K]."""
+        ...
+
+    def restore(self, tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> Correction:
+        """The correction from its stored tensors."""
+        ...
 
 
 def encode_tiles(

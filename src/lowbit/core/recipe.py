@@ -38,6 +38,8 @@ class Recipe:
         """Raise BadRequest where a layer [N, K] does not fit the parts."""
         self.transform.check(shape)
         self.code.check(shape)
+        if self.side_car is not None:
+            self.side_car.check(shape)
         self.fields(shape)
 
     def fields(self, shape: tuple[int, int]) -> dict[str, Field]:

@@ -202,7 +202,7 @@ def _solve(
     record = {
         "shape": list(layer.shape),
         "recipe": layer.recipe.name,
-        **(solved.stats or {}),
+        **solved.stats,
         "tokens": tokens,
         "seconds": round(time.perf_counter() - started, 4),
         "outcomes": [asdict(outcome) for outcome in outcomes],

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from lowbit import codes, rounding, statistics, transforms
+from lowbit import codes, rounding, sidecars, statistics, transforms
 from lowbit.core.errors import BadRequest
 from lowbit.core.recipe import Recipe, to_dict
 
-_FOLDERS = (statistics, transforms, codes, rounding)
+_FOLDERS = (statistics, transforms, codes, rounding, sidecars)
 PARTS: dict[str, type] = {
     name: part
     for folder in _FOLDERS

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lowbit.core.layer import QuantizedLayer
 from lowbit.core.maps import LinearMap
+from lowbit.core.parts import Correction
 from lowbit.core.recipe import Recipe
 from lowbit.formats.checkpoint import restored, restored_layer, stored_fields, stored_layout, stored_tensors
 from lowbit.runtime.product import StoredCodes, product
@@ -63,11 +64,8 @@ class QuantizedLinear(nn.Module):
         tokens = right.apply(x.reshape(-1, self.in_features).float())
         working = torch.float32 if x.is_cpu else x.dtype
         y = left_inverse.apply(product(self.recipe.code, self._codes(), tokens.to(working)).float())
-        if self.recipe.side_car is not None:
-            correction = self.recipe.side_car.restore(
-                self._restored(self.recipe.side_car.fields(self.shape)), self.shape
-            )
-            y = y + x.reshape(-1, self.in_features).float() @ correction.dense().T
+        if self._correction is not None:
+            y = y + self._correction.apply(x.reshape(-1, self.in_features).float())
         if self.bias is not None:
             y = y + self.bias
         return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
@@ -81,6 +79,12 @@ class QuantizedLinear(nn.Module):
         transform = self.recipe.transform
         fitted = transform.restore(self._restored(transform.fields(self.shape)), self.shape)
         return fitted.right, fitted.left.inverse()
+
+    @cached_property
+    def _correction(self) -> Correction | None:
+        """What is added to the product; forgotten whenever the buffers change."""
+        side_car = self.recipe.side_car
+        return None if side_car is None else side_car.restore(self._restored(side_car.fields(self.shape)), self.shape)
 
     def _codes(self) -> StoredCodes:
         buffers = self._stored()
@@ -103,9 +107,13 @@ class QuantizedLinear(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, tensor in self._stored().items():
             self._buffers[name] = tensor.view(types[name])
-        self.__dict__.pop("_maps", None)
+        self._forget()
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self.__dict__.pop("_maps", None)
+        self._forget()
+
+    def _forget(self) -> None:
+        for name in ("_maps", "_correction"):
+            self.__dict__.pop(name, None)
