@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lowbit.core.fields import bits_per_weight
+from lowbit.core.limit import bits_above, loss_limit
 from lowbit.core.order import visit
 from lowbit.core.parts import Correction
 from lowbit.core.problem import LayerProblem
@@ -16,7 +17,11 @@ from lowbit.core.records import FittedTransform, Outcome, Side
 
 @dataclass(frozen=True, eq=False)
 class QuantizedLayer:
-    """A layer [N, K] as it is stored. `stats` is filled by the solve and empty for a layer read back."""
+    """A layer [N, K] as it is stored.
+
+    stats: filled by the solve and empty for a layer read back. loss, relative_loss, bits_per_weight; limit, the least
+    loss that any code of so many bits can expect, and bits_above_limit, None where nothing can be lost.
+    """
 
     recipe: Recipe
     shape: tuple[int, int]
@@ -25,7 +30,7 @@ class QuantizedLayer:
     transform: FittedTransform
     correction: Correction | None = None
     outcomes: tuple[Outcome, ...] = ()
-    stats: Mapping[str, float] = field(default_factory=dict)
+    stats: Mapping[str, float | None] = field(default_factory=dict)
 
     def dequantize(self) -> Tensor:
         """The weight [N, K] that the stored tensors stand for, float32."""
@@ -44,15 +49,8 @@ class QuantizedLayer:
 def quantize_layer(problem: LayerProblem, recipe: Recipe, rng: torch.Generator) -> QuantizedLayer:
     """Solve `problem` with the parts of `recipe`; `rng` feeds whatever is random in them."""
     recipe.check(problem.shape)
-    side_car = recipe.side_car
-    if side_car is None:
-        return _measured(_coded(problem, recipe, rng), problem)
-    correction, tried = side_car.start(problem), []
-    for _ in range(side_car.turns):
-        coded = _coded(side_car.rest(problem, correction), recipe, rng)
-        correction = side_car.fit(problem, correction, coded.dequantize())
-        tried.append(_measured(replace(coded, correction=correction), problem))
-    return min(tried, key=lambda layer: layer.stats["loss"])
+    layer = _solved(problem, recipe, rng)
+    return replace(layer, stats=_stats(layer, problem))
 
 
 def restore_layer(recipe: Recipe, shape: tuple[int, int], tensors: Mapping[str, Tensor]) -> QuantizedLayer:
@@ -61,6 +59,19 @@ def restore_layer(recipe: Recipe, shape: tuple[int, int], tensors: Mapping[str, 
     transform = recipe.transform.restore(tensors, shape)
     correction = recipe.side_car.restore(tensors, shape) if recipe.side_car is not None else None
     return QuantizedLayer(recipe, shape, tensors["codes"], side, transform, correction)
+
+
+def _solved(problem: LayerProblem, recipe: Recipe, rng: torch.Generator) -> QuantizedLayer:
+    """The answer of the codes, and of the side-car where there is one: the best of its turns."""
+    side_car = recipe.side_car
+    if side_car is None:
+        return _coded(problem, recipe, rng)
+    correction, tried = side_car.start(problem), []
+    for _ in range(side_car.turns):
+        coded = _coded(side_car.rest(problem, correction), recipe, rng)
+        correction = side_car.fit(problem, correction, coded.dequantize())
+        tried.append(replace(coded, correction=correction))
+    return min(tried, key=lambda layer: problem.loss(layer.dequantize()))
 
 
 def _coded(problem: LayerProblem, recipe: Recipe, rng: torch.Generator) -> QuantizedLayer:
@@ -74,11 +85,14 @@ def _coded(problem: LayerProblem, recipe: Recipe, rng: torch.Generator) -> Quant
     return QuantizedLayer(recipe, problem.shape, rounded.codes, rounded.side, fitted, outcomes=rounded.outcomes)
 
 
-def _measured(layer: QuantizedLayer, problem: LayerProblem) -> QuantizedLayer:
-    w_hat = layer.dequantize()
-    stats = {
-        "loss": problem.loss(w_hat),
-        "relative_loss": problem.relative_loss(w_hat),
-        "bits_per_weight": bits_per_weight(layer.recipe.fields(layer.shape), layer.shape),
+def _stats(layer: QuantizedLayer, problem: LayerProblem) -> dict[str, float | None]:
+    loss, whole = problem.loss(layer.dequantize()), problem.loss(torch.zeros_like(problem.weight))
+    bits = bits_per_weight(layer.recipe.fields(layer.shape), layer.shape)
+    limit = loss_limit(problem, bits)
+    return {
+        "loss": loss,
+        "relative_loss": loss / whole if whole > 0 else 0.0,
+        "bits_per_weight": bits,
+        "limit": limit,
+        "bits_above_limit": bits_above(loss, limit),
     }
-    return replace(layer, stats=stats)
