@@ -1,0 +1,133 @@
+"""Feedback between rows, for problems with a row Hessian G.
+
+    loss = tr(G E H E^T) = sum_ij g_i d_j (B^T E A)_ij^2,    G = B diag(g) B^T,  H = A diag(d) A^T,  E = W_hat - W
+
+With R = (W - W_hat) A, what a row leaves behind, row i aims at its own target plus sum over k < i of B_ki R_k. This is
+LDLQ (and OPTQ) on the Kronecker problem G x H with its N K weights in row-major order, entry by entry.
+
+Rows that G does not couple are independent: where it is block diagonal (one block a head of attention), the i-th rows
+of all blocks make a *wave* and are rounded together. A diagonal G changes nothing and costs nothing. Tiles of several
+rows are rounded as one, at aims that cancel the tiles before them.
+
+Codes of single weights round just the rows of a wave, by their levels; others encode the slab once for every wave.
+Cost beside the columns': N^3 / 3 + N^2 K / 2 multiply-adds, or with other codes one encoding of the layer a wave.
+Paper: BoA (arXiv 2406.13474). Differs from its code: any G, and any code.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lowbit.core.levels import Levels, has_levels, levels
+from lowbit.core.linalg import unit_upper_factor
+from lowbit.core.parts import Code
+from lowbit.core.problem import LayerProblem
+from lowbit.core.records import Outcome, Side
+from lowbit.kernels.beam import beam_slab
+from lowbit.rounding.feedback import Encode, unit_tiles
+
+
+@dataclass(frozen=True, eq=False)
+class RowFeedback:
+    """encode: `Code.encode_with_feedback`, with feedback between rows where there is any."""
+
+    encode: Encode
+    outcomes: tuple[Outcome, ...] = ()
+
+
+def row_feedback(problem: LayerProblem, code: Code, damping: float) -> RowFeedback:
+    """Feedback by the row Hessian of `problem`, damped by `damping` of its mean diagonal; none without one."""
+    G = problem.row_hessian
+    if G is None or is_diagonal(G):
+        return RowFeedback(code.encode_with_feedback)
+    height = code.tile[0] if len(G) % code.tile[0] == 0 else len(G)
+    factor = unit_upper_factor(G, damping)
+    strict = unit_tiles(factor.unit_upper, height).to(problem.weight.dtype)
+    for tile in range(0, len(G), height):
+        strict[tile : tile + height, tile : tile + height] = 0
+    encode = _Rows(code, problem.shape, strict, tuple(waves(G, height)), height)
+    return RowFeedback(encode, _outcomes(damping, factor.damping, bool(strict.any())))
+
+
+def is_diagonal(matrix: Tensor) -> bool:
+    return not bool((matrix - matrix.diagonal().diag()).any())
+
+
+def waves(G: Tensor, height: int) -> Iterator[Tensor]:
+    """Rows to round together, each [rows] ascending: the i-th tile of `height` rows of every coupled set of tiles."""
+    tiles = len(G) // height
+    coupled = (G.view(tiles, height, tiles, height) != 0).any(3).any(1)
+    sets, before = torch.arange(tiles), torch.full((tiles,), -1)
+    while not torch.equal(sets, before):
+        before = sets
+        nearby = torch.where(coupled, sets, tiles).amin(1)
+        sets = torch.minimum(sets, nearby)
+        sets = sets[sets]
+    members = sets == torch.unique(sets)[:, None]
+    rank = ((members.cumsum(1) - 1) * members).sum(0)
+    for wave in range(int(rank.max()) + 1):
+        chosen = torch.nonzero(rank == wave)
+        yield (chosen * height + torch.arange(height)).flatten()
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """Called as `Code.encode_with_feedback`. strict: [N, N], B without its diagonal tiles."""
+
+    code: Code
+    shape: tuple[int, int]
+    strict: Tensor
+    waves: tuple[Tensor, ...]
+    height: int
+
+    def __call__(
+        self, weight: Tensor, target: Tensor, feedback: Tensor, side: Side, columns: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        known = levels(self.code, side, columns, self.shape) if has_levels(self.code, self.shape) else None
+        behind, values, codes = torch.zeros_like(target), torch.empty_like(target), []
+        for rows in self.waves:
+            aim = target.clone()
+            aim[rows] += self.strict[:, rows].T @ behind
+            if known is None:
+                encoded, decoded = self.code.encode_with_feedback(weight, aim, feedback, side, columns)
+                encoded, decoded = encoded[torch.unique(rows // self.height)], decoded[rows]
+            else:
+                encoded, decoded = nearest_levels(weight[rows], aim[rows], feedback, known, rows)
+            values[rows] = decoded
+            behind[rows] = target[rows] - weight[rows] + (weight[rows] - decoded) @ feedback
+            codes.append(encoded)
+        tiles = torch.cat([rows[:: self.height] for rows in self.waves]) // self.height
+        return torch.cat(codes)[torch.argsort(tiles)], values
+
+
+def nearest_levels(
+    weight: Tensor, target: Tensor, feedback: Tensor, known: Levels, rows: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Codes and values [R, w] of some rows of a slab, by nearest level with feedback between columns."""
+    cost, score = torch.zeros(len(feedback), dtype=torch.float64), torch.zeros(len(rows), 1, dtype=torch.float64)
+    index, *_ = beam_slab(weight, target[:, None], feedback, cost, known.values[rows], score, 1)
+    index = index.view(len(rows), -1, 1).long()
+    return known.codes[rows].gather(2, index)[:, :, 0], known.values[rows].gather(2, index)[:, :, 0]
+
+
+def _outcomes(asked: float, used: float, fed: bool) -> tuple[Outcome, ...]:
+    found = []
+    if used != asked:
+        found.append(
+            Outcome(
+                "row damping raised",
+                f"The row Hessian was not positive definite with damping {asked:g}; {used:g} was used.",
+                "Use more calibration tokens, or ask for this damping.",
+            )
+        )
+    if not fed:
+        found.append(
+            Outcome(
+                "row hessian unused",
+                "The code's tiles cover all coupled rows, which leaves no feedback between rows.",
+                "Use a code with lower tiles, or a statistic without a row Hessian.",
+            )
+        )
+    return tuple(found)
