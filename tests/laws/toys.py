@@ -191,6 +191,9 @@ class Lattice:
     def decode(self, codes: Tensor, side: Side, columns: Tensor) -> Tensor:
         return self._values(codes, side["like"].dtype if "like" in side else torch.float32)
 
+    def half_widths(self, side: Side, columns: Tensor) -> Tensor:
+        return torch.full((1, 1), self.step / 2)
+
     def _values(self, codes: Tensor, dtype: torch.dtype) -> Tensor:
         return (codes - 2**15).to(dtype) * self.step
 

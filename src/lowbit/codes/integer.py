@@ -130,6 +130,9 @@ class IntegerGrid:
         scale, zero = self._side_of({"scale": scale, "zero": zero}, columns)
         return scale * (codes.to(scale.dtype) - zero)
 
+    def half_widths(self, side: Side, columns: Tensor) -> Tensor:
+        return self._side_of(side, columns)[0] / 2
+
     def _side_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
         if self.group_size == "tensor":
             return 1, 1

@@ -64,6 +64,9 @@ class MidriseGrid:
     def decode(self, codes: Tensor, side: Side, columns: Tensor) -> Tensor:
         return side["scale"] * (codes.to(side["scale"].dtype) - self._middle)
 
+    def half_widths(self, side: Side, columns: Tensor) -> Tensor:
+        return side["scale"] / 2
+
     @property
     def _middle(self) -> float:
         return (2**self.bits - 1) / 2

@@ -12,15 +12,17 @@ from lowbit.core.order import visit
 from lowbit.core.parts import Correction
 from lowbit.core.problem import LayerProblem
 from lowbit.core.recipe import Recipe
-from lowbit.core.records import FittedTransform, Outcome, Side
+from lowbit.core.records import FittedTransform, Guarantee, Outcome, Side
 
 
 @dataclass(frozen=True, eq=False)
 class QuantizedLayer:
     """A layer [N, K] as it is stored.
 
+    guarantee: the rounder's, where it holds for the loss in the layer's own coordinates.
     stats: filled by the solve and empty for a layer read back. loss, relative_loss, bits_per_weight; limit, the least
-    loss that any code of so many bits can expect, and bits_above_limit, None where nothing can be lost.
+    loss that any code of so many bits can expect, and bits_above_limit, None where nothing can be lost;
+    bound and clamped, those of the guarantee.
     """
 
     recipe: Recipe
@@ -30,6 +32,7 @@ class QuantizedLayer:
     transform: FittedTransform
     correction: Correction | None = None
     outcomes: tuple[Outcome, ...] = ()
+    guarantee: Guarantee | None = None
     stats: Mapping[str, float | None] = field(default_factory=dict)
 
     def dequantize(self) -> Tensor:
@@ -70,7 +73,7 @@ def _solved(problem: LayerProblem, recipe: Recipe, rng: torch.Generator) -> Quan
     for _ in range(side_car.turns):
         coded = _coded(side_car.rest(problem, correction), recipe, rng)
         correction = side_car.fit(problem, correction, coded.dequantize())
-        tried.append(replace(coded, correction=correction))
+        tried.append(replace(coded, correction=correction, guarantee=None))
     return min(tried, key=lambda layer: problem.loss(layer.dequantize()))
 
 
@@ -82,7 +85,10 @@ def _coded(problem: LayerProblem, recipe: Recipe, rng: torch.Generator) -> Quant
         rounded = recipe.rounder.round(inner, recipe.code)
     else:
         rounded = visit(recipe.rounder, inner, recipe.code, fitted.order)
-    return QuantizedLayer(recipe, problem.shape, rounded.codes, rounded.side, fitted, outcomes=rounded.outcomes)
+    promised = rounded.guarantee
+    if problem.row_hessian is None and not fitted.left.is_orthogonal:
+        promised = None  # outputs of other sizes were rounded, whose loss is another
+    return QuantizedLayer(recipe, problem.shape, rounded.codes, rounded.side, fitted, None, rounded.outcomes, promised)
 
 
 def _stats(layer: QuantizedLayer, problem: LayerProblem) -> dict[str, float | None]:
@@ -95,4 +101,6 @@ def _stats(layer: QuantizedLayer, problem: LayerProblem) -> dict[str, float | No
         "bits_per_weight": bits,
         "limit": limit,
         "bits_above_limit": bits_above(loss, limit),
+        "bound": None if layer.guarantee is None else layer.guarantee.bound,
+        "clamped": None if layer.guarantee is None else layer.guarantee.clamped,
     }

@@ -5,11 +5,12 @@ A code whose side information is fixed before rounding starts does not care in w
 in place: OPTQ's "static groups" with act-order, at no cost in storage and without a flag in any rounder.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from lowbit.core.cells import half_widths
 from lowbit.core.errors import require
 from lowbit.core.fields import Field
 from lowbit.core.maps import Permutation
@@ -53,6 +54,9 @@ class _Visited:
     def decode(self, codes: Tensor, side: Side, columns: Tensor) -> Tensor:
         return self.code.decode(codes, side, self.order.index[columns])
 
+    def half_widths(self, side: Side, columns: Tensor) -> Tensor | None:
+        return half_widths(self.code, side, self.order.index[columns])
+
 
 def visit(rounder: Rounder, problem: LayerProblem, code: Code, order: Permutation) -> Rounded:
     """Round `problem` visiting its columns in `order`; codes and values come back in the columns' own places."""
@@ -68,4 +72,4 @@ def visit(rounder: Rounder, problem: LayerProblem, code: Code, order: Permutatio
     )
     rounded = rounder.round(FittedTransform(right=order).forward(problem), _Visited(code, order))
     back = torch.argsort(order.index)
-    return Rounded(rounded.codes[:, back], rounded.side, rounded.w_hat[:, back].contiguous(), rounded.outcomes)
+    return replace(rounded, codes=rounded.codes[:, back], w_hat=rounded.w_hat[:, back].contiguous())

@@ -21,18 +21,32 @@ class Outcome:
     remedy: str
 
 
+@dataclass(frozen=True)
+class Guarantee:
+    """What a theorem promises of a rounder's loss.
+
+    bound: the loss that no weights of this size exceed. clamped: the share of weights, 0 to 1, that left the code's
+    range on the way; the promise holds where it is 0.
+    """
+
+    bound: float
+    clamped: float
+
+
 @dataclass(frozen=True, eq=False)
 class Rounded:
     """The answer of a rounder.
 
     codes: unsigned integers, [row tiles, column tiles, ...] as the code defines them ([N, K] for scalar codes).
     w_hat: [N, K], equal bit for bit to decoding `codes` with `side`.
+    guarantee: of the loss that w_hat has; None where no theorem applies.
     """
 
     codes: Tensor
     side: Side
     w_hat: Tensor
     outcomes: tuple[Outcome, ...] = ()
+    guarantee: Guarantee | None = None
 
 
 @dataclass(frozen=True, eq=False)

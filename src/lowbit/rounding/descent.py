@@ -13,7 +13,7 @@ Papers: QuIP (arXiv 2307.13304), greedy updates; QuIP# (arXiv 2402.04396), ten p
 their code: any tile, and steps that the code's distance favours but the loss does not are left out.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -47,7 +47,9 @@ class CoordinateDescent:
         for _ in range(self.passes):
             if not self._improve(W, H, code, rounded, codes, w_hat):
                 break
-        return Rounded(codes, rounded.side, w_hat, rounded.outcomes)
+        # No step raises the loss of any row; what rows cost each other is not looked at.
+        kept = rounded.guarantee if problem.row_hessian is None else None
+        return replace(rounded, codes=codes, w_hat=w_hat, guarantee=kept)
 
     def _improve(self, W: Tensor, H: Tensor, code: Code, start: Rounded, codes: Tensor, w_hat: Tensor) -> bool:
         """One pass, writing into codes and w_hat; whether any tile changed."""

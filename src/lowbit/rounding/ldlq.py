@@ -21,7 +21,7 @@ repository: one factorisation in float64 instead of three in float32, order is a
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ from lowbit.core.linalg import check_damping, unit_upper_factor
 from lowbit.core.parts import Code
 from lowbit.core.problem import LayerProblem
 from lowbit.core.records import Rounded
+from lowbit.rounding.bounds import feedback_guarantee
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class Ldlq:
                 q, w_hat[:, slab] = code.encode_with_feedback(W[:, slab], target, A[slab, slab], side, columns)
                 error[:, slab] = W[:, slab] - w_hat[:, slab]
                 codes.append(q)
-        return Rounded(torch.cat(codes, 1), side, w_hat, factor.outcomes)
+        rounded = Rounded(torch.cat(codes, 1), side, w_hat, factor.outcomes)
+        return replace(rounded, guarantee=feedback_guarantee(problem, rounded, code, factor))
 
 
 def _unit_tiles(unit_upper: Tensor, width: int) -> Tensor:

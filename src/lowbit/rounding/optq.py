@@ -7,15 +7,16 @@ Paper: Frantar et al., OPTQ (GPTQ), arXiv 2210.17323, algorithm 1 without lazy b
 weights of inputs that never fire are rounded to nearest, not set to zero. Cost: K^3 + N K^2 / 2 multiply-adds.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from lowbit.core.errors import require
-from lowbit.core.linalg import check_damping
+from lowbit.core.linalg import Factor, check_damping
 from lowbit.core.parts import Code
 from lowbit.core.problem import LayerProblem
 from lowbit.core.records import Rounded
+from lowbit.rounding.bounds import feedback_guarantee
 
 
 @dataclass(frozen=True)
@@ -47,4 +48,7 @@ class Optq:
             q, w_hat[:, [j]] = code.encode(W[:, [j]], side, torch.tensor([j]))
             W[:, j + 1 :] -= ((W[:, j] - w_hat[:, j]) / U[j, j])[:, None] * U[j, j + 1 :]
             codes.append(q)
-        return Rounded(torch.cat(codes, 1), side, w_hat)
+        unit = U.double() / U.double().diagonal()[:, None]
+        factor = Factor(torch.linalg.inv(unit), U.double().diagonal() ** -2, self.damping, ())
+        rounded = Rounded(torch.cat(codes, 1), side, w_hat)
+        return replace(rounded, guarantee=feedback_guarantee(problem, rounded, code, factor))
