@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
+from lowbit.core.parts import Observed
 from lowbit.core.problem import LayerProblem
 
 N, K = 6, 24
+WINDOWS, TOKENS = 10, 5
 
 
 def correlated_inputs(tokens: int, k: int, generator: torch.Generator) -> Tensor:
@@ -46,3 +48,38 @@ def problems(dtype: torch.dtype) -> dict[str, LayerProblem]:
         "row hessian": LayerProblem(usual.weight, usual.hessian, rows @ rows.T / N),
         "float32 hessian": LayerProblem(usual.weight, usual.hessian.float()),
     }
+
+
+def observed_windows(dtype: torch.dtype, k: int = 12, n: int = N) -> list[Observed]:
+    """One record a window, with everything that can be observed of a layer [n, k] in attention of two heads."""
+    generator = torch.Generator().manual_seed(3)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    records: list[Observed] = []
+    for _ in range(WINDOWS):
+        x = correlated_inputs(TOKENS, k, generator)
+        attention = draw(1, 2, TOKENS, TOKENS).tril().exp().tril()
+        attention /= attention.sum(-1, keepdim=True)
+        heads, a = draw(2, 7, n // 2), attention.flatten(1, 2)
+        record: Observed = {
+            "inputs": x + 0.1 * draw(TOKENS, k),
+            "float_inputs": x,
+            "places": torch.stack([torch.zeros(TOKENS, dtype=torch.int64), torch.arange(TOKENS)], 1),
+            "token_counts": torch.randint(1, 9, (1, TOKENS), generator=generator),
+            "attention": attention,
+            "mixing": a.mT @ a / 2,
+            "output_curvature": heads.mT @ heads,
+            "output_gradients": draw(TOKENS, n),
+        }
+        records.append({name: seen.to(dtype) if seen.is_floating_point() else seen for name, seen in record.items()})
+    return records
+
+
+def together(records: list[Observed]) -> Observed:
+    """The record of all windows at once."""
+    joined = {name: torch.cat([record[name] for record in records]) for name in records[0]}
+    joined["places"][:, 0] = torch.arange(len(records)).repeat_interleave(TOKENS)
+    joined["output_curvature"] = torch.stack([record["output_curvature"] for record in records]).sum(0)
+    return joined

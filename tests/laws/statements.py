@@ -12,19 +12,17 @@ import numba
 import torch
 from torch import Tensor
 
+from laws.problems import together
 from lowbit.core.fields import Array, Bits, Field, bits_per_weight
 from lowbit.core.layer import QuantizedLayer, quantize_layer, restore_layer
 from lowbit.core.maps import LinearMap
-from lowbit.core.parts import Code, Rounder, SideCar, Statistic, Transform
+from lowbit.core.parts import Code, Observed, Rounder, SideCar, Statistic, Transform
 from lowbit.core.problem import LayerProblem
 from lowbit.core.random import stream
 from lowbit.core.recipe import Recipe
 from lowbit.core.records import Rounded
 from lowbit.packing import pack, unpack
 from lowbit.packing.dense import is_legal
-
-Chunks = list[tuple[Tensor, Tensor]]
-"""Tokens x and x_float, each [T, K]."""
 
 
 def close(a: Tensor, b: Tensor, tolerance: float) -> bool:
@@ -61,44 +59,62 @@ def unmodified(*tensors: Tensor | None):
 # Statistics
 
 
-def observed(statistic: Statistic, chunks: Chunks) -> object:
-    state = statistic.init(chunks[0][0].shape[1])
-    for x, x_float in chunks:
-        with unmodified(x, x_float):
-            state = statistic.update(state, x, x_float)
+def observed(statistic: Statistic, records: list[Observed]) -> object:
+    """The state of having seen records of everything; gradients come in records of their own, as they do in a run."""
+    state = statistic.init(records[0]["inputs"].shape[1])
+    for record in records:
+        for part in (statistic.reads - {"output_gradients"}, statistic.reads & {"output_gradients"}):
+            if part:
+                with unmodified(*record.values()):
+                    state = statistic.update(state, {name: record[name] for name in part})
     return state
 
 
-def law_merge_is_one_pass(statistic: Statistic, chunks: Chunks, weight: Tensor) -> None:
+def close_problems(a: LayerProblem, b: LayerProblem, tolerance: float) -> bool:
+    rows = a.row_hessian is None or close(a.row_hessian, b.row_hessian, tolerance)
+    return rows and close(a.hessian, b.hessian, tolerance) and close(a.weight, b.weight, tolerance)
+
+
+def law_merge_is_one_pass(statistic: Statistic, records: list[Observed], weight: Tensor) -> None:
     """Merging the states of two runs equals one run over both, for unequal runs and in either order."""
-    whole = statistic.problem(observed(statistic, chunks), weight)[0]
-    for a, b in ((chunks[:1], chunks[1:]), (chunks[1:], chunks[:1])):
+    tolerance = 1e-12 if weight.dtype == torch.float64 else 1e-6
+    whole = observed(statistic, records)
+    for a, b in ((records[:3], records[3:]), (records[3:], records[:3])):
         state = statistic.merge(observed(statistic, a), observed(statistic, b))
-        assert statistic.tokens(state) == sum(len(x) for x, _ in chunks)
-        merged = statistic.problem(state, weight)[0]
-        assert close(merged.hessian, whole.hessian, 1e-12)
-        assert close(merged.weight, whole.weight, 1e-12)
+        assert statistic.tokens(state) == statistic.tokens(whole)
+        assert close_problems(statistic.problem(state, weight)[0], statistic.problem(whole, weight)[0], tolerance)
 
 
-def law_chunking_does_not_matter(statistic: Statistic, x: Tensor, x_float: Tensor, weight: Tensor) -> None:
-    """Tokens one by one or all at once: equal to 1e-12 in float64, to a few ulp of the inputs in float32."""
-    tolerance = 1e-12 if x.dtype == torch.float64 else 1e-6
-    whole = statistic.problem(observed(statistic, [(x, x_float)]), weight)[0]
-    for size in (1, 7, len(x) - 1):
-        chunks = list(zip(x.split(size), x_float.split(size), strict=True))
-        split = statistic.problem(observed(statistic, chunks), weight)[0]
-        assert close(split.hessian, whole.hessian, tolerance)
-        assert close(split.weight, whole.weight, tolerance)
+def law_batches_do_not_matter(statistic: Statistic, records: list[Observed], weight: Tensor) -> None:
+    """Windows one by one or all at once: equal to 1e-12 in float64, to a few ulp of the inputs in float32."""
+    tolerance = 1e-12 if weight.dtype == torch.float64 else 1e-5
+    whole = statistic.problem(observed(statistic, [together(records)]), weight)[0]
+    for size in (1, 3, len(records) - 1):
+        batches = [together(records[at : at + size]) for at in range(0, len(records), size)]
+        split = statistic.problem(observed(statistic, batches), weight)[0]
+        assert close_problems(split, whole, tolerance)
 
 
-def law_hessian_is_symmetric_psd(statistic: Statistic, chunks: Chunks, weight: Tensor) -> None:
-    problem = statistic.problem(observed(statistic, chunks), weight)[0]
+def law_hessians_are_symmetric_psd(statistic: Statistic, records: list[Observed], weight: Tensor) -> None:
+    problem = statistic.problem(observed(statistic, records), weight)[0]
     assert problem.weight.dtype == weight.dtype
-    assert problem.hessian.dtype == torch.float64
-    assert torch.equal(problem.hessian, problem.hessian.T)
-    values = torch.linalg.eigvalsh(problem.hessian)
-    tolerance = 1e-12 if chunks[0][0].dtype == torch.float64 else 1e-6
-    assert values.min() >= -tolerance * values.max()
+    tolerance = 1e-12 if weight.dtype == torch.float64 else 1e-6
+    for hessian in (problem.hessian, problem.row_hessian):
+        if hessian is not None:
+            assert hessian.dtype == torch.float64
+            assert torch.equal(hessian, hessian.T)
+            values = torch.linalg.eigvalsh(hessian)
+            assert values.min() >= -tolerance * values.max()
+
+
+def law_no_tokens_is_said(statistic: Statistic, weight: Tensor) -> None:
+    """A statistic that reads something but saw nothing gives a problem that can be solved, and says so."""
+    with unmodified(weight):
+        problem, outcomes = statistic.problem(statistic.init(weight.shape[1]), weight)
+    assert bool(torch.isfinite(problem.hessian).all())
+    assert torch.equal(problem.weight, weight)
+    assert bool(outcomes) == bool(statistic.reads)
+    assert all(outcome.remedy for outcome in outcomes)
 
 
 # Maps and transforms

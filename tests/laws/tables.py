@@ -28,7 +28,7 @@ from lowbit.core.parts import Code
 from lowbit.core.recipe import Recipe
 from lowbit.recipes import make_recipe
 from lowbit.rounding import CoordinateDescent, Ldlq, Nearest, Optq, RefittedScales
-from lowbit.statistics import Isotropic, SecondMoment
+from lowbit.statistics import CrossMoment, Isotropic, SecondMoment
 from lowbit.transforms import (
     ActOrder,
     Chain,
@@ -46,6 +46,7 @@ from lowbit.transforms.orthogonal import orthogonal
 STATISTICS = {
     "second moment": SecondMoment(),
     "isotropic": Isotropic(),
+    "cross moment": CrossMoment(),
     "toy: float moment": FloatMoment(),
 }
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from laws.problems import correlated, correlated_inputs
+from laws.problems import correlated, observed_windows
 from laws.statements import (
+    law_batches_do_not_matter,
     law_codes_decode_to_w_hat,
     law_encode_is_idempotent,
     law_encode_is_nearest,
@@ -14,6 +15,7 @@ from laws.statements import (
     law_identity_hessian_means_nearest,
     law_layer_survives_storage,
     law_merge_is_one_pass,
+    law_no_tokens_is_said,
     law_same_seed_same_bytes,
     law_side_car_pays,
     law_transform_preserves_function,
@@ -44,11 +46,28 @@ class AveragesStates(SecondMoment):
         return Moments((a.total / a.tokens + b.total / b.tokens) / 2 * (a.tokens + b.tokens), a.tokens + b.tokens)
 
 
-def test_merge_law_sees_unweighted_means():
-    x = correlated_inputs(50, 12, torch.Generator().manual_seed(3))
-    chunks = [(x[:9], x[:9]), (x[9:], x[9:])]
+class AveragesBatches(SecondMoment):
+    """Forgets that batches differ in length."""
+
+    def update(self, state, seen):
+        return super().update(state, {"inputs": seen["inputs"] / len(seen["inputs"]) ** 0.5})
+
+
+class SaysNothing(SecondMoment):
+    """Gives a problem without a token and leaves it at that."""
+
+    def problem(self, state, weight):
+        return super().problem(state, weight)[0], ()
+
+
+def test_statistics_laws_see_unweighted_means_and_silence():
+    records, weight = observed_windows(torch.float64), torch.ones(2, 12, dtype=torch.float64)
     with fails():
-        law_merge_is_one_pass(AveragesStates(), chunks, torch.ones(2, 12))
+        law_merge_is_one_pass(AveragesStates(), records, weight)
+    with fails():
+        law_batches_do_not_matter(AveragesBatches(), records, weight)
+    with fails():
+        law_no_tokens_is_said(SaysNothing(), weight)
 
 
 class ClaimsOrthogonality(Rotated):

@@ -3,8 +3,14 @@
 import pytest
 import torch
 
-from laws.problems import correlated_inputs
-from laws.statements import law_chunking_does_not_matter, law_hessian_is_symmetric_psd, law_merge_is_one_pass
+from laws.problems import TOKENS, WINDOWS, N, observed_windows
+from laws.statements import (
+    law_batches_do_not_matter,
+    law_hessians_are_symmetric_psd,
+    law_merge_is_one_pass,
+    law_no_tokens_is_said,
+    observed,
+)
 from laws.tables import STATISTICS
 
 K = 12
@@ -16,37 +22,26 @@ def statistic(request):
 
 
 @pytest.fixture(params=[torch.float32, torch.float64], ids=str)
-def stream(request):
-    generator = torch.Generator().manual_seed(3)
-    x_float = correlated_inputs(50, K, generator)
-    x = x_float + 0.1 * torch.randn(50, K, generator=generator, dtype=torch.float64)
-    return x.to(request.param), x_float.to(request.param)
+def dtype(request):
+    return request.param
 
 
-@pytest.fixture
-def chunks(stream):
-    return list(zip(stream[0].split([3, 30, 17]), stream[1].split([3, 30, 17]), strict=True))
+def weight_of(dtype):
+    return torch.randn(N, K, generator=torch.Generator().manual_seed(4), dtype=torch.float64).to(dtype)
 
 
-WEIGHT = torch.randn(5, K, generator=torch.Generator().manual_seed(4))
+@pytest.mark.parametrize("law", [law_merge_is_one_pass, law_batches_do_not_matter, law_hessians_are_symmetric_psd])
+def test_laws(statistic, law, dtype):
+    law(statistic, observed_windows(dtype, K), weight_of(dtype))
 
 
-def test_merge_is_one_pass(statistic, chunks):
-    law_merge_is_one_pass(statistic, chunks, WEIGHT)
+def test_no_tokens(statistic):
+    law_no_tokens_is_said(statistic, weight_of(torch.float32))
 
 
-def test_chunking_does_not_matter(statistic, stream):
-    law_chunking_does_not_matter(statistic, *stream, WEIGHT)
-
-
-def test_hessian_is_symmetric_psd(statistic, chunks):
-    law_hessian_is_symmetric_psd(statistic, chunks, WEIGHT)
-
-
-def test_merging_an_empty_state_changes_nothing(statistic, chunks):
-    state = statistic.init(K)
-    for x, x_float in chunks:
-        state = statistic.update(state, x, x_float)
+def test_merging_an_empty_state_changes_nothing(statistic):
+    weight = weight_of(torch.float32)
+    state = observed(statistic, observed_windows(torch.float32, K))
     merged = statistic.merge(statistic.init(K), state)
-    assert statistic.tokens(merged) == 50
-    assert torch.equal(statistic.problem(merged, WEIGHT)[0].hessian, statistic.problem(state, WEIGHT)[0].hessian)
+    assert statistic.tokens(merged) == (WINDOWS * TOKENS if statistic.reads else 0)
+    assert torch.equal(statistic.problem(merged, weight)[0].hessian, statistic.problem(state, weight)[0].hessian)

@@ -12,7 +12,7 @@ def test_second_moment_is_the_mean_of_outer_products():
     statistic = SecondMoment()
     state = statistic.init(16)
     for chunk in x.float().split(64):
-        state = statistic.update(state, chunk, None)
+        state = statistic.update(state, {"inputs": chunk})
     hessian = statistic.problem(state, torch.ones(2, 16))[0].hessian.numpy()
     expected = np.einsum("ti,tj->ij", x.numpy(), x.numpy()) / 1000
     assert np.linalg.norm(hessian - expected) <= 1e-6 * np.linalg.norm(expected)
@@ -24,8 +24,8 @@ def test_many_tokens_lose_nothing():
     statistic = SecondMoment()
     state = statistic.init(2)
     for _ in range(1000):
-        state = statistic.update(state, chunk, None)
-    once = statistic.update(statistic.init(2), chunk, None)
+        state = statistic.update(state, {"inputs": chunk})
+    once = statistic.update(statistic.init(2), {"inputs": chunk})
     weight = torch.ones(1, 2)
     assert statistic.tokens(state) == 4_096_000
     torch.testing.assert_close(

@@ -25,14 +25,14 @@ class Watching:
 
     @property
     def reads(self):
-        return "both"
+        return frozenset({"inputs", "float_inputs"})
 
     def init(self, k):
         return SecondMoment().init(k)
 
-    def update(self, state, x, x_float):
-        SEEN.setdefault(self.name, []).append(torch.stack([x, x_float]))
-        return SecondMoment().update(state, x, None)
+    def update(self, state, seen):
+        SEEN.setdefault(self.name, []).append(torch.stack([seen["inputs"], seen["float_inputs"]]))
+        return SecondMoment().update(state, seen)
 
     def merge(self, a, b):
         return SecondMoment().merge(a, b)

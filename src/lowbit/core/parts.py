@@ -14,25 +14,55 @@ from lowbit.core.fields import Field
 from lowbit.core.problem import LayerProblem
 from lowbit.core.records import FittedTransform, Outcome, Rounded, Side
 
-Reads = Literal["nothing", "quantized", "both"]
+Observable = Literal[
+    "inputs",
+    "float_inputs",
+    "places",
+    "token_counts",
+    "attention",
+    "mixing",
+    "output_curvature",
+    "output_gradients",
+]
+"""What can be seen of a layer while a batch of S calibration windows of T tokens runs. Float32 unless said otherwise.
+
+Of each token that the layer meets (all S T of them, in order; of an expert those that are sent to it):
+    inputs [t, K]           as the quantized prefix produces them
+    float_inputs [t, K]     the same tokens in the original model
+    places [t, 2]           int64: the token's window in the batch and its position there
+Of the windows:
+    token_counts [S, T]     int64: how often the token there occurs in all calibration windows
+    attention [S, H, T, T]  probabilities, head by query by key, of the block in its original weights
+Of a layer that feeds attention, and missing for every other:
+    mixing [S, T, T]        where outputs are values: mean over the heads of A^T A, which token is averaged with which
+    output_curvature [B, d, d]  of each d outputs, summed over tokens: what attention minds (`pipeline.attention`)
+Of the original model's loss, in records of their own that hold nothing else:
+    output_gradients [t, N]  of the summed loss of next tokens by the layer's outputs
+"""
+
+Observed = Mapping[Observable, Tensor]
+"""A record of one batch: the observables that a statistic reads, no others."""
+
+OF_ONE_LAYER: frozenset[Observable] = frozenset({"mixing", "output_curvature", "output_gradients"})
+"""Observables in which layers that share an input differ."""
 
 
 @runtime_checkable
 class Statistic(Protocol):
-    """What is W's job? A streaming reduction of a layer's inputs that ends in a LayerProblem.
+    """What is W's job? A streaming reduction of what is observed of a layer that ends in a LayerProblem.
 
-    reads: which inputs `update` needs: none at all, those the quantized prefix produces, or the float ones too.
+    reads: the observables that `update` needs; none at all for a statistic that looks at the weights alone.
     """
 
     @property
-    def reads(self) -> Reads: ...
+    def reads(self) -> frozenset[Observable]: ...
 
     def init(self, k: int) -> Any:
         """The empty state for K inputs."""
         ...
 
-    def update(self, state: Any, x: Tensor, x_float: Tensor | None) -> Any:
-        """Add tokens x [T, K] (and x_float [T, K], the same tokens in the float model); `state` is used up."""
+    def update(self, state: Any, seen: Observed) -> Any:
+        """Add a record; `state` is used up."""
         ...
 
     def merge(self, a: Any, b: Any) -> Any:
@@ -40,7 +70,7 @@ class Statistic(Protocol):
         ...
 
     def problem(self, state: Any, weight: Tensor) -> tuple[LayerProblem, tuple[Outcome, ...]]:
-        """The problem for a weight [N, K]."""
+        """The problem for a weight [N, K]; its weight may be another one, the target that is best rounded instead."""
         ...
 
     def tokens(self, state: Any) -> int:
@@ -109,13 +139,34 @@ class Code(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """Round a slab tile by tile, each tile aiming at target + (weight - values) @ feedback.
 
-        weight, target: [N, w]; feedback: [w, w], of which the part strictly above the diagonal tiles is used.
+        weight, target: [N, w]; feedback: [w, w], of which the part strictly above the diagonal tiles is used, tiles
+        of `joint_columns(code)` columns.
         """
         ...
 
     def decode(self, codes: Tensor, side: Side, columns: Tensor) -> Tensor:
         """The values [rows, w] of a slab's codes; exactly those that `encode` returned."""
         ...
+
+
+@runtime_checkable
+class Shaped(Protocol):
+    """A code that takes another form for each shape of a layer."""
+
+    def at(self, shape: tuple[int, int]) -> Code:
+        """The code that serves a layer [N, K]; raises BadRequest where none does."""
+        ...
+
+
+@runtime_checkable
+class Feeding(Protocol):
+    """A code whose `encode_with_feedback` feeds errors between the columns inside a tile, too.
+
+    joint_columns: how many columns of a tile still get no feedback from each other.
+    """
+
+    @property
+    def joint_columns(self) -> int: ...
 
 
 @runtime_checkable
@@ -181,6 +232,11 @@ class SideCar(Protocol):
     def restore(self, tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> Correction:
         """The correction from its stored tensors."""
         ...
+
+
+def joint_columns(code: Code) -> int:
+    """How many neighbouring columns are encoded without feedback from each other."""
+    return code.joint_columns if isinstance(code, Feeding) else code.tile[1]
 
 
 def encode_tiles(

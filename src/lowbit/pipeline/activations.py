@@ -11,7 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-_BATCH_TOKENS = 8192
+BATCH_TOKENS = 8192
+"""Run through a block together."""
+ATTENTION_PAIRS = 1 << 22
+"""Of query and key, of all windows that run through a block together, where attention is looked at."""
 
 
 def store(shape: tuple[int, int, int], budget: int, path: Path) -> Tensor:
@@ -22,7 +25,7 @@ def store(shape: tuple[int, int, int], budget: int, path: Path) -> Tensor:
     return torch.from_file(str(path), shared=True, size=count, dtype=torch.float32).view(shape)
 
 
-def batches(samples: int, length: int) -> Iterator[slice]:
+def batches(samples: int, length: int, tokens: int = BATCH_TOKENS) -> Iterator[slice]:
     """Windows run through a block together: a fixed number of tokens, for the same sums on every machine."""
-    size = max(1, _BATCH_TOKENS // length)
+    size = max(1, tokens // length)
     return (slice(start, min(start + size, samples)) for start in range(0, samples, size))

@@ -2,11 +2,12 @@
 
     hidden = embedding(windows)
     for each block:
-        for each stage:  statistics of its inputs -> solve each layer -> write it, note it, put it in place
+        for each stage:  statistics of what it sees -> solve each layer -> write it, note it, put it in place
         hidden = block(hidden)
 
-Only one block's weights are in memory. A layer is written before the next is solved, and what is put in place is what
-was written; a resumed run therefore sees the same activations, statistics and codes as one that was never stopped.
+Only one block's weights are in memory (twice, where a statistic looks at the original block). A layer is written
+before the next is solved, and what is put in place is what was written; a resumed run therefore sees the same
+activations, statistics and codes as one that was never stopped.
 """
 
 import copy
@@ -22,17 +23,20 @@ from torch import Tensor, nn
 
 from lowbit.core.errors import LowbitError
 from lowbit.core.layer import QuantizedLayer, quantize_layer
-from lowbit.core.parts import Statistic
+from lowbit.core.parts import OF_ONE_LAYER, Observable, Statistic
 from lowbit.core.problem import LayerProblem
 from lowbit.core.random import stream
 from lowbit.core.records import Outcome
 from lowbit.formats.checkpoint import restored_layer, stored_tensors
 from lowbit.formats.files import file_digest, write_tensors_atomically
 from lowbit.formats.shards import read_tensors
-from lowbit.pipeline.activations import batches, store
-from lowbit.pipeline.architecture import set_weight, weight_of
-from lowbit.pipeline.capture import Call, Group, Stage, Streams, find_stages, gather, record_calls, run_block
+from lowbit.pipeline.activations import ATTENTION_PAIRS, BATCH_TOKENS, batches, store
+from lowbit.pipeline.architecture import Block, set_weight, weight_of
+from lowbit.pipeline.attention import ATTENTION
+from lowbit.pipeline.capture import Call, Group, Stage, find_stages, record_calls, run_block, sibling
+from lowbit.pipeline.gradients import gather_gradients
 from lowbit.pipeline.journal import Journal
+from lowbit.pipeline.observe import States, Streams, gather
 from lowbit.pipeline.plan import Plan, PlannedLayer
 from lowbit.pipeline.source import SourceModel
 
@@ -60,6 +64,16 @@ class Run:
     progress: Progress
 
     @property
+    def reads(self) -> frozenset[Observable]:
+        """Everything that any layer's statistic reads."""
+        return frozenset[Observable]().union(*(layer.recipe.statistic.reads for layer in self.plan.layers))
+
+    @property
+    def batch_tokens(self) -> int:
+        """How many tokens run through a block together."""
+        return min(BATCH_TOKENS, ATTENTION_PAIRS // self.windows.shape[1]) if self.reads & ATTENTION else BATCH_TOKENS
+
+    @property
     def check_ids(self) -> Tensor:
         """Token ids [1, T] for comparing the run's result with the finished folder; they need no text."""
         length = min(CHECK_TOKENS, self.source.context)
@@ -79,19 +93,41 @@ class _Hidden:
 
 def quantize_blocks(run: Run) -> Tensor:
     """Quantize every planned layer; returns the check's logits [1, T, vocabulary] by the quantized model."""
-    reads = {layer.recipe.statistic.reads for layer in run.plan.layers}
-    hidden = _embed(run, "both" in reads)
+    reads = run.reads
+    gradients = _gradients(run) if "output_gradients" in reads else {}
+    hidden = _embed(run, "float_inputs" in reads)
+    counts = _token_counts(run.windows)
     done = 0
     for index, block in enumerate(run.source.blocks):
         run.source.load(block.module, block.name)
-        original = copy.deepcopy(block.module) if hidden.full is not None else None
+        original = None
+        if reads & (ATTENTION | {"float_inputs"}):
+            original = Block(block.name, copy.deepcopy(block.module))
         call = functools.partial(_call_of, hidden.calls, index)
-        streams = Streams(hidden.quantized, hidden.full, block, call, original)
-        done = _quantize_block(run, streams, (hidden.check, hidden.check_calls[index]), done)
+        streams = Streams(hidden.quantized, hidden.full, block, call, counts, original, run.batch_tokens)
+        done = _quantize_block(run, streams, (hidden.check, hidden.check_calls[index]), done, gradients)
         streams.advance()
         hidden.check = run_block(block.module, hidden.check, hidden.check_calls[index])
         run.source.release(block.module)
     return _logits(run, hidden.check)
+
+
+def _token_counts(windows: Tensor) -> Tensor:
+    """How often each token of windows [samples, tokens] occurs in all of them; same shape."""
+    _, index, counts = torch.unique(windows, return_inverse=True, return_counts=True)
+    return counts[index]
+
+
+def _gradients(run: Run) -> States:
+    """The states of statistics that read gradients; none where all their layers are finished."""
+    reading = [layer for layer in run.plan.layers if "output_gradients" in layer.recipe.statistic.reads]
+    if all(_finished(run, layer.name) for layer in reading):
+        return {}
+    wanted = {layer.name: layer.recipe.statistic for layer in reading}
+    total = len(run.windows)
+    return gather_gradients(
+        run.source, run.windows, wanted, lambda done: run.progress("gradients of the loss", done, total)
+    )
 
 
 def _call_of(calls: dict[int, list[Call]], index: int, windows: int) -> Call:
@@ -104,7 +140,7 @@ def _embed(run: Run, full: bool) -> _Hidden:
     check, check_calls = record_calls(source.model, source.blocks, run.check_ids)
     shape = (samples, length, check.shape[-1])
     hidden = _Hidden(store(shape, run.budget, run.work / "hidden"), None, check, {}, check_calls)
-    for batch in batches(samples, length):
+    for batch in batches(samples, length, run.batch_tokens):
         first, calls = record_calls(source.model, source.blocks, run.windows[batch])
         hidden.quantized[batch] = first
         hidden.calls.setdefault(len(first), calls)
@@ -114,21 +150,21 @@ def _embed(run: Run, full: bool) -> _Hidden:
     return hidden
 
 
-def _quantize_block(run: Run, streams: Streams, check: tuple[Tensor, Call], done: int) -> int:
+def _quantize_block(run: Run, streams: Streams, check: tuple[Tensor, Call], done: int, gradients: States) -> int:
     planned = {layer.name: layer for layer in run.plan.blocks[streams.block.name]}
     linears = {name: module for name, module in streams.block.linears() if name in planned}
     probe, call = check
     if len(streams.quantized):
-        first = next(batches(*streams.quantized.shape[:2]))
+        first = next(streams.batches())
         probe, call = streams.quantized[first], streams.call(first.stop)
     for stage in _stages(find_stages(streams.block, linears, probe, call), planned):
         todo = {name for name in stage.layers if not _finished(run, name)}
         # Also those of layers that are done already: experts with few tokens share the statistics of all.
-        states = gather(streams, stage, linears, _statistics(stage, planned)) if todo else {}
+        states = gather(streams, _statistics(stage, planned), gradients) if todo else {}
         for group in stage.groups:
             for name in group.layers:
                 if name in todo:
-                    _solve(run, planned[name], linears[name], functools.partial(_problem, states, stage, group))
+                    _solve(run, planned[name], linears[name], functools.partial(_problem, states, group, name))
                 set_weight(linears[name], _read_layer(run, planned[name]).dequantize())
                 done += 1
                 run.progress("quantizing layers", done, len(run.plan.layers))
@@ -136,9 +172,19 @@ def _quantize_block(run: Run, streams: Streams, check: tuple[Tensor, Call], done
 
 
 def _statistics(stage: Stage, planned: dict[str, PlannedLayer]) -> dict[Group, set[Statistic]]:
-    """The statistics that read inputs, by group."""
-    found = {group: {planned[name].recipe.statistic for name in group.layers} for group in stage.groups}
-    return {group: {one for one in statistics if one.reads != "nothing"} for group, statistics in found.items()}
+    """The statistics that read anything, by the layers that share their state."""
+    wanted: dict[Group, set[Statistic]] = {}
+    for group in stage.groups:
+        for name in group.layers:
+            statistic = planned[name].recipe.statistic
+            if statistic.reads:
+                wanted.setdefault(_sharing(statistic, group, name), set()).add(statistic)
+    return wanted
+
+
+def _sharing(statistic: Statistic, group: Group, name: str) -> Group:
+    """The layers that share the statistic's state with layer `name` of `group`."""
+    return Group((name,)) if statistic.reads & OF_ONE_LAYER else group
 
 
 def _stages(found: list[Stage], planned: dict[str, PlannedLayer]) -> list[Stage]:
@@ -149,28 +195,24 @@ def _stages(found: list[Stage], planned: dict[str, PlannedLayer]) -> list[Stage]
 
 
 def _problem(
-    states: dict[tuple[Group, Statistic], Any], stage: Stage, group: Group, statistic: Statistic, weight: Tensor
+    states: States, group: Group, name: str, statistic: Statistic, weight: Tensor
 ) -> tuple[LayerProblem, tuple[Outcome, ...], int]:
     """The problem of a layer of `group`; an expert that saw fewer tokens than it has inputs gets all experts' state."""
-    inputs = weight.shape[1]
-    state = states.get((group, statistic))
+    inputs, own = weight.shape[1], _sharing(statistic, group, name)
+    state = states.get((own, statistic))
     state = statistic.init(inputs) if state is None else state
     tokens = statistic.tokens(state)
     shared: tuple[Outcome, ...] = ()
-    siblings = [
-        states[other, statistic] for other in stage.groups if _is_sibling(other, group) and (other, statistic) in states
-    ]
-    if statistic.reads != "nothing" and tokens < inputs and ".experts." in group.layers[0] and siblings:
+    siblings = [found for (other, kind), found in states.items() if kind == statistic and _are_siblings(other, own)]
+    if statistic.reads and tokens < inputs and ".experts." in name and siblings:
         state = functools.reduce(statistic.merge, siblings)
         shared = (_few_tokens(tokens, inputs),)
     problem, outcomes = statistic.problem(state, weight)
     return problem, (*shared, *outcomes), tokens
 
 
-def _is_sibling(other: Group, group: Group) -> bool:
-    return len(other.layers) == len(group.layers) and all(
-        a.rpartition(".")[2] == b.rpartition(".")[2] for a, b in zip(other.layers, group.layers, strict=True)
-    )
+def _are_siblings(other: Group, group: Group) -> bool:
+    return [sibling(name) for name in other.layers] == [sibling(name) for name in group.layers]
 
 
 def _few_tokens(tokens: int, inputs: int) -> Outcome:

@@ -201,7 +201,7 @@ def _forecast(
 
 
 def _reads(planned: tuple[PlannedLayer, ...]) -> bool:
-    return any(layer.recipe.statistic.reads != "nothing" for layer in planned)
+    return any(layer.recipe.statistic.reads for layer in planned)
 
 
 def _block_bytes(weights: int, planned: tuple[PlannedLayer, ...], batch: int) -> int:

@@ -125,7 +125,7 @@ def _length(source: SourceModel, calibration: Calibration) -> int:
 
 def _windows(source: SourceModel, planned: Plan, calibration: Calibration, length: int) -> Tensor:
     """Calibration windows [samples, length]; none where no statistic reads any."""
-    if all(layer.recipe.statistic.reads == "nothing" for layer in planned.layers):
+    if not any(layer.recipe.statistic.reads for layer in planned.layers):
         return torch.empty(0, length, dtype=torch.int64)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.folder)

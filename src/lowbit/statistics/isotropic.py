@@ -8,24 +8,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowbit.core.parts import Reads
+from lowbit.core.parts import Observable, Observed
 from lowbit.core.problem import LayerProblem
 from lowbit.core.records import Outcome
 
 
 @dataclass(frozen=True)
 class Isotropic:
-    """H = I. The state is the number of tokens seen, which is never asked for."""
+    """H = I. There is nothing to see, so the state is the zero tokens it has seen."""
 
     @property
-    def reads(self) -> Reads:
-        return "nothing"
+    def reads(self) -> frozenset[Observable]:
+        return frozenset()
 
     def init(self, k: int) -> int:
         return 0
 
-    def update(self, state: int, x: Tensor, x_float: Tensor | None) -> int:
-        return state + len(x)
+    def update(self, state: int, seen: Observed) -> int:
+        return state
 
     def merge(self, a: int, b: int) -> int:
         return a + b

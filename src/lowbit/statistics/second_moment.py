@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lowbit.core.linalg import no_signal
-from lowbit.core.parts import Reads
+from lowbit.core.parts import Observable, Observed
 from lowbit.core.problem import LayerProblem
 from lowbit.core.records import Outcome
 
@@ -32,13 +32,14 @@ class SecondMoment:
     """H = mean x x^T."""
 
     @property
-    def reads(self) -> Reads:
-        return "quantized"
+    def reads(self) -> frozenset[Observable]:
+        return frozenset({"inputs"})
 
     def init(self, k: int) -> Moments:
         return Moments(torch.zeros(k, k, dtype=torch.float64), 0)
 
-    def update(self, state: Moments, x: Tensor, x_float: Tensor | None) -> Moments:
+    def update(self, state: Moments, seen: Observed) -> Moments:
+        x = seen["inputs"]
         state.total += x.T @ x
         return Moments(state.total, state.tokens + len(x))
 
@@ -46,10 +47,13 @@ class SecondMoment:
         return Moments(a.total + b.total, a.tokens + b.tokens)
 
     def problem(self, state: Moments, weight: Tensor) -> tuple[LayerProblem, tuple[Outcome, ...]]:
-        if state.tokens == 0:
-            return LayerProblem(weight, torch.zeros_like(state.total)), (no_signal(),)
-        hessian = state.total / state.tokens
-        return LayerProblem(weight, (hessian + hessian.T) / 2), ()
+        return LayerProblem(weight, mean(state)), () if state.tokens else (no_signal(),)
 
     def tokens(self, state: Moments) -> int:
         return state.tokens
+
+
+def mean(state: Moments) -> Tensor:
+    """The mean of what was summed, [K, K], symmetric; zero where there was nothing."""
+    average = state.total / max(1, state.tokens)
+    return (average + average.T) / 2

@@ -1,0 +1,100 @@
+"""The cross moment: aim at what the original model computes, from the inputs that the quantized model provides.
+
+Earlier layers are quantized already, so a layer meets z where the original model has x. The error that counts is
+W x - W_hat z, and its mean square splits into what no W_hat can avoid and the usual proxy loss for another target:
+
+    E |W x - W_hat z|^2 = mismatch + tr( (W_hat - W') H (W_hat - W')^T ),    H = E[z z^T],  C = E[x z^T]
+    W' = W (C + lambda I) (H + lambda I)^-1 = W + W (C - H) (H + lambda I)^-1
+
+Rounding W' by OPTQ is Qronos in its projection form; any other rounder, code or transform goes with it as well. Both
+moments get lambda: on H alone it would draw W' to zero instead of to W. The problem's weight is W', so its proxy loss
+counts from the best that this layer can do, not from W; the mismatch is no part of it.
+
+Where z is x, W' is W bit for bit. A token that reaches the layer in one model only cannot be compared: the pipeline
+sends tokens to the same experts in both.
+
+Cost: 2 T K^2 multiply-adds, a factorisation, N K^2; a second run of the original blocks.
+Papers: Qronos (arXiv 2505.11695), whose lambda is 1e-6 of the largest eigenvalue; the same target is the asymmetric
+calibration of GPTAQ (arXiv 2504.02692). Differs from Qronos's first step, where the first column alone is rounded
+before W' replaces W: the authors' own later code projects first, as here.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lowbit.core.errors import require
+from lowbit.core.linalg import no_signal, one_thread, unit_upper_factor
+from lowbit.core.parts import Observable, Observed
+from lowbit.core.problem import LayerProblem
+from lowbit.core.records import Outcome
+from lowbit.statistics.second_moment import Moments, mean
+
+_POWER_STEPS = 30
+
+
+@dataclass(eq=False)
+class CrossMoments:
+    """own: moments of z; cross: [K, K] float64, the sum of x z^T, rows of x and columns of z."""
+
+    own: Moments
+    cross: Tensor
+
+
+@dataclass(frozen=True)
+class CrossMoment:
+    """H = E[z z^T] and the target W'. damping: lambda as a fraction of the largest eigenvalue of H, 0 to 1."""
+
+    damping: float = 1e-6
+
+    def __post_init__(self) -> None:
+        require(0 <= self.damping <= 1, f"CrossMoment(damping={self.damping!r}): must be 0 to 1. Use 1e-6.")
+
+    @property
+    def reads(self) -> frozenset[Observable]:
+        return frozenset({"inputs", "float_inputs"})
+
+    def init(self, k: int) -> CrossMoments:
+        return CrossMoments(Moments(torch.zeros(k, k, dtype=torch.float64), 0), torch.zeros(k, k, dtype=torch.float64))
+
+    def update(self, state: CrossMoments, seen: Observed) -> CrossMoments:
+        z, x = seen["inputs"], seen["float_inputs"]
+        state.own.total += z.T @ z
+        state.cross += x.T @ z
+        return CrossMoments(Moments(state.own.total, state.own.tokens + len(z)), state.cross)
+
+    def merge(self, a: CrossMoments, b: CrossMoments) -> CrossMoments:
+        own = Moments(a.own.total + b.own.total, a.own.tokens + b.own.tokens)
+        return CrossMoments(own, a.cross + b.cross)
+
+    def problem(self, state: CrossMoments, weight: Tensor) -> tuple[LayerProblem, tuple[Outcome, ...]]:
+        H = mean(state.own)
+        if not state.own.tokens:
+            return LayerProblem(weight, H), (no_signal(),)
+        # The part of H that its own symmetric rounding leaves out must not look like a difference of x and z.
+        pull = weight.double() @ ((state.cross - state.own.total) / state.own.tokens)
+        if not bool(pull.any()):
+            return LayerProblem(weight, H), ()
+        shift, outcomes = _times_inverse(pull, H, self.damping)
+        return LayerProblem((weight + shift).to(weight.dtype), H), outcomes
+
+    def tokens(self, state: CrossMoments) -> int:
+        return state.own.tokens
+
+
+def _times_inverse(pull: Tensor, H: Tensor, damping: float) -> tuple[Tensor, tuple[Outcome, ...]]:
+    """pull (H + lambda I)^-1 for pull [N, K], through H + lambda I = A diag(d) A^T."""
+    factor = unit_upper_factor(H, damping * _largest_eigenvalue(H) / float(H.diagonal().mean()))
+    A = factor.unit_upper
+    half = torch.linalg.solve_triangular(A.T, pull, upper=False, left=False)
+    return torch.linalg.solve_triangular(A, half / factor.diagonal, upper=True, left=False), factor.outcomes
+
+
+def _largest_eigenvalue(H: Tensor) -> float:
+    """Of a positive semi-definite matrix [K, K], by power iteration from the diagonal's direction."""
+    v = H.diagonal().sqrt()
+    with one_thread():
+        for _ in range(_POWER_STEPS):
+            v = H @ (v / v.norm())
+        return float(v.norm())
