@@ -7,8 +7,9 @@ from itertools import product
 
 import torch
 
+from laws import toys
 from laws.problems import K, N
-from laws.toys import Codebook, FloatMoment, Lattice, LowRank, Rotated, Scaled, Sheared
+from laws.toys import Codebook, FloatMoment, Lattice, Rotated, Scaled, Sheared
 from lowbit.codes import (
     E8P,
     BitshiftTrellis,
@@ -28,6 +29,7 @@ from lowbit.core.parts import Code
 from lowbit.core.recipe import Recipe
 from lowbit.recipes import make_recipe
 from lowbit.rounding import CoordinateDescent, Ldlq, Nearest, Optq, RefittedScales
+from lowbit.sidecars import HardThresholding, KeptColumns, LowRank, Magnitude, RoundingCost, SparseOutliers
 from lowbit.statistics import CrossMoment, Isotropic, SecondMoment
 from lowbit.transforms import (
     ActOrder,
@@ -73,6 +75,17 @@ TRANSFORMS = {
 
 RANGES = {"min-max": MinMax(), "searched": SearchedRange(steps=20), "hessian": HessianRange(steps=20)}
 
+SHAPED = {
+    "levelled trellis": Levelled(TailBiting(BitshiftTrellis(6, 2, tile=(4, 2), values="gaussian", scales="tensor"))),
+    "levelled trellis that leaves a row over": Levelled(
+        TailBiting(BitshiftTrellis(6, 2, tile=(5, 3), values="gaussian", scales="tensor"))
+    ),
+    "levelled and padded trellis": Levelled(
+        TailBiting(BitshiftTrellis(6, 2, tile=(4, 5), values="gaussian", scales="tensor"))
+    ),
+    "widened trellis": Levelled(TailBiting(BitshiftTrellis(6, 2, tile=(16, 1), values="gaussian"), joint=1)),
+}
+
 CODES = {
     **{f"{bits} bits": IntegerGrid(bits) for bits in range(1, 9)},
     **{f"{bits} bits symmetric": IntegerGrid(bits, symmetric=True) for bits in (1, 2, 4, 8)},
@@ -101,13 +114,13 @@ CODES = {
     "trellis of squares, 1.5 bits": TailBiting(BitshiftTrellis(6, 1.5, 2, (3, 4), "gaussian", scale_dtype="float32")),
     "midrise grid": MidriseGrid(),
     "midrise grid, 1 bit": MidriseGrid(1, reach=1.0),
-    "levelled trellis": Levelled(TailBiting(BitshiftTrellis(6, 2, tile=(4, 2), values="gaussian", scales="tensor"))),
-    "levelled trellis that leaves a row over": Levelled(
-        TailBiting(BitshiftTrellis(6, 2, tile=(5, 3), values="gaussian", scales="tensor"))
+    "padded trellis, settled column by column": Padded(
+        TailBiting(BitshiftTrellis(6, 2, tile=(6, 5), values="gaussian", scales="tensor"), joint=1)
     ),
-    "padded trellis": Padded(
-        Levelled(TailBiting(BitshiftTrellis(6, 2, tile=(4, 5), values="gaussian", scales="tensor")))
+    "trellis settled two columns at a time, pairs of outputs": TailBiting(
+        BitshiftTrellis(6, 1.5, 2, (4, 3), "gaussian"), joint=2
     ),
+    **{name: code.at((N, K)) for name, code in SHAPED.items()},
     "toy: pairs of columns": Codebook(6, (1, 2)),
     "toy: quadruples of columns": Codebook(8, (1, 4)),
     "toy: pairs of rows": Codebook(5, (2, 1)),
@@ -142,7 +155,23 @@ COLUMN_BY_COLUMN = ("optq",)
 ONE_SCALE = ("refitted",)
 """Rounders that refuse codes without one scale for the layer or one a row; what they store is not nearest."""
 
-SIDE_CARS = {"toy: low rank": LowRank(2)}
+CRITERIA = {
+    "magnitude": Magnitude(),
+    "rounding cost": RoundingCost(CODES["2 bits"]),
+    "rounding cost by diagonal": RoundingCost(CODES["groups"], "diagonal"),
+}
+
+SIDE_CARS = {
+    "one column": KeptColumns(CODES["2 bits"], 0.05),
+    "every column": KeptColumns(SHAPED["levelled trellis"], 16.9),
+    **{f"outliers by {name}": SparseOutliers(criterion, 0.05) for name, criterion in CRITERIA.items()},
+    "every weight": SparseOutliers(Magnitude(), 1.0),
+    "thresholded outliers": HardThresholding(SparseOutliers(Magnitude(), 0.1), turns=2),
+    "low rank": LowRank(2),
+    "low rank of the error, int8": LowRank(3, "identity", "int8"),
+    "full rank, in turns": LowRank(6, "diagonal", turns=3),
+    "toy: low rank": toys.LowRank(2),
+}
 
 RECIPES = {
     "rtn": make_recipe("rtn"),
@@ -171,6 +200,13 @@ RECIPES = {
     "trellis": make_recipe("trellis", {"L": 8}),
     "trellis in columns, one scale": make_recipe("trellis", {"L": 8, "bits": 3, "columns": 1, "scales": "tensor"}),
     "trellis, another pass": make_recipe("trellis", {"L": 8, "bits": 3, "columns": 16, "passes": 1}),
+    "owq": make_recipe("owq"),
+    "owq visited in order": make_recipe("owq", {"bits": 2, "extra_bits": 3.0, "group_size": 8, "act_order": True}),
+    "quantease_outlier": make_recipe("quantease_outlier", {"turns": 2, "passes": 2, "fraction": 0.03}),
+    "spqr": make_recipe("spqr", {"group_size": 8, "fraction": 0.05}),
+    "easyquant": make_recipe("easyquant", {"fraction": 0.02}),
+    "lorc": make_recipe("lorc", {"rank": 2}),
+    "lq_lora": make_recipe("lq_lora", {"rank": 1, "turns": 2, "group_size": 8, "dtype": "int8"}),
     "optq hessian": make_recipe("optq", {"bits": 2, "group_size": "tensor", "range": "hessian", "damping": 0.0}),
 }
 """Every named method with a spread of settings that fits the [6, 24] layers of `laws.problems`."""
@@ -200,8 +236,8 @@ TOY_RECIPES = {
     "toy: scaled and act-ordered": Recipe(
         "toy", SecondMoment(), TRANSFORMS["toy: scaled, then act-order"], CODES["groups"], Ldlq()
     ),
-    "toy: low rank beside 2 bits": Recipe("toy", SecondMoment(), ActOrder(), IntegerGrid(2), Ldlq(), LowRank(2)),
-    "toy: everything": Recipe("toy", SecondMoment(), Sheared(), Codebook(5), Nearest(), LowRank(1)),
+    "toy: low rank beside 2 bits": Recipe("toy", SecondMoment(), ActOrder(), IntegerGrid(2), Ldlq(), toys.LowRank(2)),
+    "toy: everything": Recipe("toy", SecondMoment(), Sheared(), Codebook(5), Nearest(), toys.LowRank(1)),
 }
 
 _GENERATOR = torch.Generator().manual_seed(0)

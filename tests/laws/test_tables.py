@@ -5,7 +5,19 @@ import dataclasses
 import pytest
 
 from laws.statements import law_part_is_a_value
-from laws.tables import CODES, COMBINATIONS, RANGES, RECIPES, ROUNDERS, SIDE_CARS, STATISTICS, TOY_RECIPES, TRANSFORMS
+from laws.tables import (
+    CODES,
+    COMBINATIONS,
+    CRITERIA,
+    RANGES,
+    RECIPES,
+    ROUNDERS,
+    SHAPED,
+    SIDE_CARS,
+    STATISTICS,
+    TOY_RECIPES,
+    TRANSFORMS,
+)
 from lowbit import codes, rounding, sidecars, statistics, transforms
 from lowbit.recipes import CATALOGUE
 
@@ -13,8 +25,10 @@ TABLES = {
     "statistics": STATISTICS,
     "transforms": TRANSFORMS,
     "codes": CODES,
+    "shaped codes": SHAPED,
     "ranges": RANGES,
     "rounders": ROUNDERS,
+    "criteria": CRITERIA,
     "side-cars": SIDE_CARS,
     "recipes": RECIPES | COMBINATIONS | TOY_RECIPES,
 }
@@ -26,9 +40,9 @@ PARTS = {f"{kind}: {name}": part for kind, table in TABLES.items() for name, par
     [
         (statistics, STATISTICS.values()),
         (transforms, TRANSFORMS.values()),
-        (codes, [*CODES.values(), *RANGES.values()]),
+        (codes, [*CODES.values(), *SHAPED.values(), *RANGES.values()]),
         (rounding, ROUNDERS.values()),
-        (sidecars, SIDE_CARS.values()),
+        (sidecars, [*SIDE_CARS.values(), *CRITERIA.values()]),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )

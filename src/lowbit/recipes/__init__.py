@@ -4,6 +4,12 @@ Each docstring names the paper, the exact bits per weight and what differs from 
 """
 
 from lowbit.core.recipe import to_dict as to_dict
+from lowbit.recipes.beside import easyquant as easyquant
+from lowbit.recipes.beside import lorc as lorc
+from lowbit.recipes.beside import lq_lora as lq_lora
+from lowbit.recipes.beside import owq as owq
+from lowbit.recipes.beside import quantease_outlier as quantease_outlier
+from lowbit.recipes.beside import spqr as spqr
 from lowbit.recipes.catalogue import CATALOGUE as CATALOGUE
 from lowbit.recipes.catalogue import make_recipe as make_recipe
 from lowbit.recipes.incoherent import exl3 as exl3

@@ -6,11 +6,26 @@ from collections.abc import Callable, Mapping
 
 from lowbit.core.errors import BadRequest
 from lowbit.core.recipe import Recipe, to_dict
+from lowbit.recipes.beside import easyquant, lorc, lq_lora, owq, quantease_outlier, spqr
 from lowbit.recipes.incoherent import exl3, qtip, quip, quip_sharp, trellis
 from lowbit.recipes.scalar import optq, rtn
 from lowbit.recipes.serial import from_dict
 
-_METHODS: tuple[Callable[..., Recipe], ...] = (rtn, optq, quip, quip_sharp, qtip, exl3, trellis)
+_METHODS: tuple[Callable[..., Recipe], ...] = (
+    rtn,
+    optq,
+    quip,
+    quip_sharp,
+    qtip,
+    exl3,
+    trellis,
+    owq,
+    quantease_outlier,
+    spqr,
+    easyquant,
+    lorc,
+    lq_lora,
+)
 CATALOGUE: dict[str, Callable[..., Recipe]] = {function.__name__: function for function in _METHODS}
 
 

@@ -1,0 +1,205 @@
+"""Methods that keep something beside the codes: columns, sparse outliers, or a low-rank correction.
+
+Each is OPTQ or round-to-nearest with a side-car, so all their settings mean the same. K inputs, N outputs; g is the
+group size, or K for "row"; an index of the K inputs takes i = ceil(log2 K) bits.
+"""
+
+from dataclasses import replace
+from typing import Literal
+
+from lowbit.core.recipe import Recipe, Refresh
+from lowbit.recipes.scalar import GroupSize, RangeName, optq
+from lowbit.rounding import CoordinateDescent, Ldlq, Nearest
+from lowbit.sidecars import HardThresholding, KeptColumns, LowRank, Magnitude, RoundingCost, SparseOutliers
+from lowbit.statistics import Isotropic
+
+
+def owq(
+    bits: int = 3,
+    extra_bits: float = 0.01,
+    group_size: GroupSize = "row",
+    act_order: bool = False,
+    damping: float = 0.01,
+    range: RangeName = "mse",
+    refresh: Refresh = "input",
+) -> Recipe:
+    """OWQ: the few columns whose inputs are huge stay in float16, and answer for the errors of the others.
+
+    Paper: Lee, Jin, Kim, Kim, Park: OWQ: Outlier-Aware Weight Quantization for Efficient Fine-Tuning and Inference of
+    Large Language Models, AAAI 2024, arXiv 2306.02272.
+
+    Bits per weight: b + (16 + b) / g + c (16 / K + i / (N K)) for c columns, the most that extra_bits allows, and at
+    least one.
+
+    Differs from the authors' code: each layer gets the same bits per weight, where theirs get the same bits; the kept
+    columns' codes are stored too (b c / K); the Hessian is damped once the kept columns are eliminated.
+
+    Args:
+        bits: 1 to 8.
+        extra_bits: bits per weight for kept columns; the paper's 3.01 bits are 3 and 0.01.
+        group_size: columns of a row that share a scale; "row" or -1 for the whole row, "tensor" for the whole layer.
+        act_order: round the columns with the largest diag(H) first; groups then keep their first scales.
+        damping: added to diag(H), as a fraction of its mean; >= 0.
+        range: end points by "minmax", by searched mean error ("mse", |error|^2.4), or weighted by the "hessian".
+        refresh: "input" recomputes inputs after each group of layers that share one, "block" once per decoder block.
+    """
+    base = optq(bits, group_size, False, act_order, act_order, damping, range, refresh)
+    return replace(base, name="owq", side_car=KeptColumns(base.code, extra_bits))
+
+
+def quantease_outlier(
+    bits: int = 3,
+    fraction: float = 0.01,
+    turns: int = 4,
+    passes: int = 4,
+    group_size: GroupSize = "row",
+    damping: float = 0.01,
+    refresh: Refresh = "input",
+) -> Recipe:
+    """QuantEase's outlier-aware variant: coordinate descent for the codes, hard thresholding for sparse outliers.
+
+    Paper: Behdin, Acharya, Gupta, Keerthi, Mazumder: QuantEase: Optimization-based Quantization for Language Models,
+    2023, arXiv 2309.01885.
+
+    Bits per weight: b + (16 + b) / g + f (16 + i) + ceil(log2(K + 1)) / K, f the fraction of outliers.
+
+    Differs from the paper: codes start from OPTQ's in each turn; steps are taken in units of the inputs' sizes and
+    outliers refitted after each (see `sidecars.thresholding`); the best turn is kept.
+
+    Args:
+        bits: 1 to 8.
+        fraction: of the weights that are kept apart, above 0 to 1.
+        turns: of rounding and choosing outliers anew.
+        passes: of coordinate descent in a turn, at most.
+        group_size: columns of a row that share a scale; "row" or -1 for the whole row, "tensor" for the whole layer.
+        damping: added to diag(H), as a fraction of its mean; >= 0.
+        refresh: "input" recomputes inputs after each group of layers that share one, "block" once per decoder block.
+    """
+    base = optq(bits, group_size, damping=damping, refresh=refresh)
+    side_car = HardThresholding(SparseOutliers(Magnitude(), fraction), turns)
+    rounder = CoordinateDescent(Ldlq(damping), passes)
+    return replace(base, name="quantease_outlier", rounder=rounder, side_car=side_car)
+
+
+def spqr(
+    bits: int = 3,
+    fraction: float = 0.01,
+    group_size: GroupSize = 16,
+    act_order: bool = True,
+    damping: float = 1.0,
+    refresh: Refresh = "input",
+) -> Recipe:
+    """SpQR: small groups, and the weights that rounding hurts most kept apart.
+
+    Paper: Dettmers, Svirschevski, Egiazarian, Kuznedelev, Frantar, Ashkboos, Borzunov, Hoefler, Alistarh: SpQR: A
+    Sparse-Quantized Representation for Near-Lossless LLM Weight Compression, ICLR 2024, arXiv 2306.03078.
+
+    Bits per weight: b + (16 + b) / g + f (16 + i) + ceil(log2(K + 1)) / K, f the fraction of outliers; act_order with
+    groups adds i / N.
+
+    Differs from the authors' code: scales are float16, where theirs are rounded to 3 bits in groups of their own, so a
+    group of 16 costs 19 / 16 bits here and 10 / 16 there; a fixed fraction of outliers, chosen before rounding by
+    their own cost, with values refitted afterwards.
+
+    Args:
+        bits: 1 to 8.
+        fraction: of the weights that are kept apart, above 0 to 1.
+        group_size: columns of a row that share a scale; "row" or -1 for the whole row, "tensor" for the whole layer.
+        act_order: round the columns with the largest diag(H) first.
+        damping: added to diag(H), as a fraction of its mean; >= 0. The paper's 1 steadies small groups.
+        refresh: "input" recomputes inputs after each group of layers that share one, "block" once per decoder block.
+    """
+    base = optq(bits, group_size, False, act_order, False, damping, "minmax", refresh)
+    return replace(base, name="spqr", side_car=SparseOutliers(RoundingCost(base.code), fraction))
+
+
+def easyquant(bits: int = 4, fraction: float = 0.0027, group_size: GroupSize = "row") -> Recipe:
+    """EasyQuant: without any data; the largest weights kept apart, the range searched for the others.
+
+    Paper: Tang, Sun, Wu, Liu, Zhu, Kang: EasyQuant: An Efficient Data-free Quantization Algorithm for LLMs, EMNLP 2023,
+    arXiv 2403.02775.
+
+    Bits per weight: b + 16 / g + f (16 + i) + ceil(log2(K + 1)) / K, f the fraction of outliers.
+
+    Differs from the paper: a fixed fraction, where theirs is what lies beyond 3 standard deviations (0.27 % of a
+    Gaussian, our default); the range by search, not by gradient descent, for the mean of |error|^2.4, not of its
+    square; all 2^b levels are used.
+
+    Args:
+        bits: 1 to 8.
+        fraction: of the weights that are kept apart, above 0 to 1.
+        group_size: columns of a row that share a scale; "row" or -1 for the whole row, "tensor" for the whole layer.
+    """
+    base = optq(bits, group_size, symmetric=True, range="mse", static_groups=True, refresh="block")
+    side_car = SparseOutliers(Magnitude(), fraction)
+    return replace(base, name="easyquant", statistic=Isotropic(), rounder=Nearest(), side_car=side_car)
+
+
+def lorc(
+    bits: int = 4,
+    rank: int = 8,
+    metric: Literal["identity", "diagonal", "hessian"] = "identity",
+    dtype: Literal["float16", "int8"] = "int8",
+    group_size: GroupSize = "row",
+    symmetric: bool = False,
+    damping: float = 0.01,
+    refresh: Refresh = "input",
+) -> Recipe:
+    """LoRC: OPTQ, and the leading singular vectors of what it got wrong.
+
+    Paper: Yao, Wu, Li, Youn, He: ZeroQuant-V2: Exploring Post-training Quantization in LLMs from Comprehensive Study to
+    Low Rank Compensation, 2023, arXiv 2303.08302.
+
+    Bits per weight: b + (16 + b) / g, symmetric b + 16 / g, and 8 r (N + K + 4) / (N K) with int8 factors, 16 r (N + K)
+    / (N K) with float16 ones.
+
+    Differs from the authors' code: int8 factors have a scale for each singular vector; factors that would raise the
+    proxy loss are left at zero.
+
+    Args:
+        bits: 1 to 8.
+        rank: of the correction, r.
+        metric: the errors that count: "identity" for those of the weights (the paper's), "hessian" for those of the
+            outputs, which costs nothing more and is better, "diagonal" for weights times diag(H).
+        dtype: of the factors, "int8" or "float16".
+        group_size: columns of a row that share a scale; "row" or -1 for the whole row, "tensor" for the whole layer.
+        symmetric: zero is the middle level; stores no zero points.
+        damping: added to diag(H), as a fraction of its mean; >= 0.
+        refresh: "input" recomputes inputs after each group of layers that share one, "block" once per decoder block.
+    """
+    base = optq(bits, group_size, symmetric, damping=damping, refresh=refresh)
+    return replace(base, name="lorc", side_car=LowRank(rank, metric, dtype))
+
+
+def lq_lora(
+    bits: int = 3,
+    rank: int = 8,
+    turns: int = 8,
+    metric: Literal["identity", "diagonal", "hessian"] = "diagonal",
+    dtype: Literal["float16", "int8"] = "float16",
+    group_size: GroupSize = 64,
+    refresh: Refresh = "input",
+) -> Recipe:
+    """LQ-LoRA's decomposition: codes and low-rank factors take turns, the best turn is kept.
+
+    Paper: Guo, Greengard, Xing, Kim: LQ-LoRA: Low-rank Plus Quantized Matrix Decomposition for Efficient Language Model
+    Finetuning, ICLR 2024, arXiv 2311.12023.
+
+    Bits per weight: b + (16 + b) / g + 16 r (N + K) / (N K), 8 r (N + K + 4) / (N K) for int8 factors.
+
+    Differs from the authors' code: an integer grid where theirs is NormalFloat; weights of the errors from diag(H),
+    where theirs come from the Fisher information; the codes come first, so no turn is worse than correcting once; all
+    turns are taken, where theirs stop at the first that is worse. Finetuning and the choice of bits are left out.
+
+    Args:
+        bits: 1 to 8.
+        rank: of the correction, r; 64 in the paper.
+        turns: of rounding and factoring.
+        metric: the errors that count: "identity" for those of the weights, "diagonal" for weights times diag(H) (the
+            paper's data-aware variant), "hessian" for those of the outputs.
+        dtype: of the factors, "float16" or "int8".
+        group_size: columns of a row that share a scale; "row" or -1 for the whole row, "tensor" for the whole layer.
+        refresh: "input" recomputes inputs after each group of layers that share one, "block" once per decoder block.
+    """
+    base = optq(bits, group_size, static_groups=True, refresh=refresh)
+    return replace(base, name="lq_lora", rounder=Nearest(), side_car=LowRank(rank, metric, dtype, turns))

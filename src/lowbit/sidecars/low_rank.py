@@ -1,0 +1,163 @@
+"""Low-rank corrections: two thin factors for what is regular in the error of the codes.
+
+The best correction of rank r for the error E = W - Q is its projection on the r output directions that hold most of it,
+
+    A B = U U^T E,      U [N, r]: the leading eigenvectors of E M E^T
+
+where the metric M says which errors count: M = I (the SVD of E, LoRC), M = diag(H) (LQ-LoRA's row and column weights,
+which for weights w_ij = H_jj are exactly this), or M = H, the loss itself. This is SVD(E M^1/2) M^-1/2 without a square
+root or an inverse of M. With more turns codes and factors alternate, and the best turn is kept.
+
+Bits: 16 r (N + K) / (N K) in float16; 8 r (N + K + 4) / (N K) in int8, with a float16 scale for each of the r columns
+of A and rows of B.
+Cost: a few products of E and M with 2 r + 32 vectors a step; at run time r (N + K) multiply-adds a token.
+Papers: ZeroQuant-V2 (arXiv 2303.08302), LQ-LoRA (arXiv 2311.12023). Differs: factors are kept only where they lower the
+loss; LQ-LoRA starts its alternation with the factors, here the codes come first, so that its first turn is LoRC.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lowbit.core.errors import require
+from lowbit.core.fields import Array, Field
+from lowbit.core.linalg import one_thread
+from lowbit.core.parts import Correction
+from lowbit.core.problem import LayerProblem
+from lowbit.sidecars.half import as_half, no_worse
+
+Metric = Literal["identity", "diagonal", "hessian"]
+
+# Subspace iteration: steps, and vectors beyond twice the rank. Layers no larger than that are solved exactly.
+_STEPS = 8
+_SPARE = 32
+_LARGEST_INT8 = 127
+
+
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """left: [N, r], right: [r, K], float32 products of what is stored. stored: by field name, as `LowRank.fields`."""
+
+    left: Tensor
+    right: Tensor
+    stored: Mapping[str, Tensor]
+
+    def dense(self) -> Tensor:
+        return self.left @ self.right
+
+    def apply(self, x: Tensor) -> Tensor:
+        return x @ self.right.T.to(x.dtype) @ self.left.T.to(x.dtype)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return dict(self.stored)
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """rank: r, 1 to the smaller side of the layer. metric: which errors count. dtype: of the factors as stored.
+
+    turns: >= 1 of rounding and factoring.
+    """
+
+    rank: int = 8
+    metric: Metric = "hessian"
+    dtype: Literal["float16", "int8"] = "float16"
+    turns: int = 1
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 1, f"LowRank(rank={self.rank}): must be at least 1. Use 8.")
+        require(self.turns >= 1, f"LowRank(turns={self.turns}): must be at least 1.")
+        for name, value, known in (
+            ("metric", self.metric, ("identity", "diagonal", "hessian")),
+            ("dtype", self.dtype, ("float16", "int8")),
+        ):
+            require(value in known, f"LowRank({name}={value!r}): must be one of {', '.join(known)}.")
+
+    def check(self, shape: tuple[int, int]) -> None:
+        require(
+            self.rank <= min(shape),
+            f"LowRank(rank={self.rank}) is above the smaller side of a {list(shape)} layer. Use at most {min(shape)}.",
+        )
+
+    def start(self, problem: LayerProblem) -> Factors:
+        n, k = problem.shape
+        return self._factors(torch.zeros(n, self.rank), torch.zeros(self.rank, k))
+
+    def rest(self, problem: LayerProblem, correction: Correction) -> LayerProblem:
+        return replace(problem, weight=problem.weight - correction.dense())
+
+    def fit(self, problem: LayerProblem, correction: Correction, w_hat: Tensor) -> Factors:
+        assert isinstance(correction, Factors)
+        error = (problem.weight - w_hat).double()
+        directions = _leading(error, _metric(problem, self.metric), self.rank)
+        right = directions.T @ error
+        # The square root of each component's size on either side keeps both away from float16's limits.
+        size = right.norm(dim=1).clamp_min(torch.finfo(right.dtype).tiny).sqrt()
+        return no_worse(problem, w_hat, correction, self._factors(directions * size, right / size[:, None]))
+
+    def fields(self, shape: tuple[int, int]) -> dict[str, Field]:
+        n, k = shape
+        dtype = torch.float16 if self.dtype == "float16" else torch.int8
+        fields: dict[str, Field] = {
+            "low_rank_left": Array((n, self.rank), dtype),
+            "low_rank_right": Array((self.rank, k), dtype),
+        }
+        if self.dtype == "int8":
+            fields["low_rank_left_scale"] = Array((self.rank,), torch.float16)
+            fields["low_rank_right_scale"] = Array((self.rank,), torch.float16)
+        return fields
+
+    def restore(self, tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> Factors:
+        stored = {name: tensors[name] for name in self.fields(shape)}
+        left, right = stored["low_rank_left"].float(), stored["low_rank_right"].float()
+        if self.dtype == "int8":
+            left = left * stored["low_rank_left_scale"].float()
+            right = right * stored["low_rank_right_scale"].float()[:, None]
+        return Factors(left, right, stored)
+
+    def _factors(self, left: Tensor, right: Tensor) -> Factors:
+        """Factors rounded to what is stored."""
+        n, k = len(left), right.shape[1]
+        if self.dtype == "float16":
+            stored = {"low_rank_left": as_half(left, self), "low_rank_right": as_half(right, self)}
+        else:
+            left, left_scale = self._int8(left.T)
+            stored = {"low_rank_left": left.T.contiguous(), "low_rank_left_scale": left_scale}
+            stored["low_rank_right"], stored["low_rank_right_scale"] = self._int8(right)
+        return self.restore(stored, (n, k))
+
+    def _int8(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors [r, d] as integers, int8, and a scale for each, [r]."""
+        largest = vectors.abs().amax(1)
+        # The smallest normal float16, for vectors of zeros: a scale that is not positive is refused by readers.
+        scale = as_half(largest / _LARGEST_INT8, self).clamp_min(2.0**-14)
+        codes = (vectors / scale[:, None]).round().clamp(-_LARGEST_INT8, _LARGEST_INT8)
+        return codes.to(torch.int8), scale
+
+
+def _metric(problem: LayerProblem, name: Metric) -> Tensor:
+    """M, [K, K]."""
+    hessian = problem.hessian.double()
+    if name == "hessian":
+        return hessian
+    return torch.eye(len(hessian), dtype=hessian.dtype) if name == "identity" else hessian.diagonal().diag()
+
+
+def _leading(error: Tensor, metric: Tensor, rank: int) -> Tensor:
+    """Orthonormal leading eigenvectors of error @ metric @ error^T, [N, rank], by subspace iteration."""
+    generator = torch.Generator().manual_seed(0)
+    width = min(len(error), 2 * rank + _SPARE)
+    basis = torch.randn(len(error), width, generator=generator, dtype=error.dtype)
+    with one_thread():  # LAPACK's results depend on the number of threads
+        basis = torch.linalg.qr(basis)[0]
+    for _ in range(_STEPS):
+        image = error @ (metric @ (error.T @ basis))
+        with one_thread():
+            basis = torch.linalg.qr(image)[0]
+    reduced = basis.T @ error
+    with one_thread():
+        _, vectors = torch.linalg.eigh(reduced @ metric @ reduced.T)
+    return basis @ vectors[:, -rank:].flip(1)
