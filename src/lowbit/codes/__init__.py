@@ -4,10 +4,13 @@ from lowbit.codes.e8p import E8P as E8P
 from lowbit.codes.fitting import Levelled as Levelled
 from lowbit.codes.fitting import Padded as Padded
 from lowbit.codes.integer import IntegerGrid as IntegerGrid
+from lowbit.codes.lookup import Lookup as Lookup
 from lowbit.codes.midrise import MidriseGrid as MidriseGrid
 from lowbit.codes.ranges import HessianRange as HessianRange
 from lowbit.codes.ranges import MinMax as MinMax
 from lowbit.codes.ranges import SearchedRange as SearchedRange
+from lowbit.codes.scaled import ScaledLevels as ScaledLevels
+from lowbit.codes.scales import Scales as Scales
 from lowbit.codes.trellis import BitshiftTrellis as BitshiftTrellis
 from lowbit.codes.trellis import TailBiting as TailBiting
 from lowbit.codes.vector import VectorCodebook as VectorCodebook

@@ -50,6 +50,13 @@ class Levels:
             return scale, torch.full_like(scale, self.middle)
         return scale, (-low / scale).round().clamp(0, self.top)
 
+    def extent(self, groups: Tensor) -> tuple[Tensor, Tensor]:
+        """The full range, low and high [R], of groups [R, g]."""
+        if self.symmetric:
+            largest = groups.abs().amax(-1)
+            return -largest, largest
+        return groups.amin(-1).clamp_max(0), groups.amax(-1).clamp_min(0)
+
     def nearest(self, w: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
         """The storable values nearest to w."""
         return scale * (_codes(w, scale, zero, self.top) - zero)
@@ -61,13 +68,29 @@ def _codes(w: Tensor, scale: Tensor, zero: Tensor, top: int) -> Tensor:
     return ((w / scale + offset).round() + (zero - offset)).clamp(0, top)
 
 
+class Ranged(Protocol):
+    """Levels that a range can be fitted to: an integer grid's, or those of a table."""
+
+    def extent(self, groups: Tensor) -> tuple[Tensor, Tensor]:
+        """The full range, low and high [R], of groups [R, g]."""
+        ...
+
+    def affine(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale, as it is stored, and zero point of the ranges [low, high]."""
+        ...
+
+    def nearest(self, w: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+        """The storable values nearest to w."""
+        ...
+
+
 @runtime_checkable
 class Range(Protocol):
     def importance(self, problem: LayerProblem) -> Tensor | None:
         """What an error in each column costs, [K], or None for all the same."""
         ...
 
-    def fit(self, groups: Tensor, importance: Tensor | None, levels: Levels) -> tuple[Tensor, Tensor]:
+    def fit(self, groups: Tensor, importance: Tensor | None, levels: Ranged) -> tuple[Tensor, Tensor]:
         """Scale and zero point [R] of groups [R, g]; importance: [R, g] or broadcastable."""
         ...
 
@@ -79,8 +102,8 @@ class MinMax:
     def importance(self, problem: LayerProblem) -> Tensor | None:
         return None
 
-    def fit(self, groups: Tensor, importance: Tensor | None, levels: Levels) -> tuple[Tensor, Tensor]:
-        return levels.affine(*_extent(groups, levels))
+    def fit(self, groups: Tensor, importance: Tensor | None, levels: Ranged) -> tuple[Tensor, Tensor]:
+        return levels.affine(*levels.extent(groups))
 
 
 @dataclass(frozen=True)
@@ -101,7 +124,7 @@ class SearchedRange:
     def importance(self, problem: LayerProblem) -> Tensor | None:
         return None
 
-    def fit(self, groups: Tensor, importance: Tensor | None, levels: Levels) -> tuple[Tensor, Tensor]:
+    def fit(self, groups: Tensor, importance: Tensor | None, levels: Ranged) -> tuple[Tensor, Tensor]:
         return _searched(groups, None, levels, (self.smallest, self.steps, self.exponent))
 
 
@@ -123,7 +146,7 @@ class HessianRange:
     def importance(self, problem: LayerProblem) -> Tensor | None:
         return unit_upper_factor(problem.hessian, self.damping).diagonal.to(problem.weight.dtype)
 
-    def fit(self, groups: Tensor, importance: Tensor | None, levels: Levels) -> tuple[Tensor, Tensor]:
+    def fit(self, groups: Tensor, importance: Tensor | None, levels: Ranged) -> tuple[Tensor, Tensor]:
         return _searched(groups, importance, levels, (self.smallest, self.steps, 2.0))
 
 
@@ -133,15 +156,8 @@ def _check_search(search: object, smallest: float, steps: int) -> None:
     require(steps >= 1, f"{name}(steps={steps}): must be at least 1. Use 80.")
 
 
-def _extent(groups: Tensor, levels: Levels) -> tuple[Tensor, Tensor]:
-    if levels.symmetric:
-        largest = groups.abs().amax(-1)
-        return -largest, largest
-    return groups.amin(-1).clamp_max(0), groups.amax(-1).clamp_min(0)
-
-
 def _searched(
-    groups: Tensor, importance: Tensor | None, levels: Levels, search: tuple[float, int, float]
+    groups: Tensor, importance: Tensor | None, levels: Ranged, search: tuple[float, int, float]
 ) -> tuple[Tensor, Tensor]:
     smallest, steps, exponent = search
     fractions = torch.linspace(1.0, smallest, steps, dtype=groups.dtype)
@@ -150,7 +166,7 @@ def _searched(
     for start in range(0, len(groups), rows):
         chunk = groups[start : start + rows]
         weights = None if importance is None else importance.expand_as(groups)[start : start + rows]
-        low, high = _extent(chunk, levels)
+        low, high = levels.extent(chunk)
         scale, zero = levels.affine(low, high)
         least = torch.full_like(scale, torch.inf)
         for fraction in fractions:
