@@ -12,9 +12,9 @@ from torch import Tensor
 
 from lowbit.core.errors import require
 from lowbit.core.fields import Array, Bits, Field
-from lowbit.core.linalg import one_thread
+from lowbit.core.linalg import no_signal, one_thread
 from lowbit.core.maps import Dense, Diagonal
-from lowbit.core.parts import Correction, Reads, encode_tiles
+from lowbit.core.parts import Correction, Observable, Observed, encode_tiles
 from lowbit.core.problem import LayerProblem
 from lowbit.core.records import FittedTransform, Outcome, Side
 
@@ -24,21 +24,21 @@ class FloatMoment:
     """H = mean of x_float x_float^T: a statistic that reads the float model's inputs."""
 
     @property
-    def reads(self) -> Reads:
-        return "both"
+    def reads(self) -> frozenset[Observable]:
+        return frozenset({"float_inputs"})
 
     def init(self, k: int) -> tuple[Tensor, int]:
         return torch.zeros(k, k, dtype=torch.float64), 0
 
-    def update(self, state: tuple[Tensor, int], x: Tensor, x_float: Tensor | None) -> tuple[Tensor, int]:
-        assert x_float is not None
-        return state[0] + x_float.double().T @ x_float.double(), state[1] + len(x)
+    def update(self, state: tuple[Tensor, int], seen: Observed) -> tuple[Tensor, int]:
+        x = seen["float_inputs"].double()
+        return state[0] + x.T @ x, state[1] + len(x)
 
     def merge(self, a: tuple[Tensor, int], b: tuple[Tensor, int]) -> tuple[Tensor, int]:
         return a[0] + b[0], a[1] + b[1]
 
     def problem(self, state: tuple[Tensor, int], weight: Tensor) -> tuple[LayerProblem, tuple[Outcome, ...]]:
-        return LayerProblem(weight, state[0] / max(1, state[1])), ()
+        return LayerProblem(weight, state[0] / max(1, state[1])), () if state[1] else (no_signal(),)
 
     def tokens(self, state: tuple[Tensor, int]) -> int:
         return state[1]
