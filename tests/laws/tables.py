@@ -30,7 +30,21 @@ from lowbit.core.recipe import Recipe
 from lowbit.recipes import make_recipe
 from lowbit.rounding import CoordinateDescent, Ldlq, Nearest, Optq, RefittedScales
 from lowbit.sidecars import HardThresholding, KeptColumns, LowRank, Magnitude, RoundingCost, SparseOutliers
-from lowbit.statistics import CrossMoment, Isotropic, SecondMoment
+from lowbit.statistics import (
+    ActivationNorm,
+    AttentionAware,
+    AttentionReceived,
+    CrossMoment,
+    FirstTokens,
+    GradientCovariance,
+    GradientEnergy,
+    Isotropic,
+    SecondMoment,
+    TokenRarity,
+    TwoSided,
+    Uniform,
+    WeightedMoment,
+)
 from lowbit.transforms import (
     ActOrder,
     Chain,
@@ -49,8 +63,19 @@ STATISTICS = {
     "second moment": SecondMoment(),
     "isotropic": Isotropic(),
     "cross moment": CrossMoment(),
+    "weighted by attention": WeightedMoment(),
+    "weighted by norm": WeightedMoment(ActivationNorm(), minimum=0.1),
+    "weighted by rarity": WeightedMoment(TokenRarity()),
+    "first tokens": WeightedMoment(FirstTokens(3), minimum=0),
+    "weighted alike": WeightedMoment(Uniform()),
+    "attention-aware": AttentionAware(),
+    "two-sided": TwoSided(rows=GradientCovariance()),
+    "cross moment for outputs that count": TwoSided(CrossMoment(), GradientEnergy()),
     "toy: float moment": FloatMoment(),
 }
+
+IMPORTANCES = [AttentionReceived(), ActivationNorm(), TokenRarity(), FirstTokens(3), Uniform()]
+ROW_MOMENTS = [GradientCovariance(), GradientEnergy()]
 
 TRANSFORMS = {
     "none": NoTransform(),
@@ -136,7 +161,10 @@ GREEDY = (
     "trellis of squares, 1.5 bits",
     "levelled trellis",
     "levelled trellis that leaves a row over",
-    "padded trellis",
+    "padded trellis, settled column by column",
+    "trellis settled two columns at a time, pairs of outputs",
+    "levelled and padded trellis",
+    "widened trellis",
 )
 """Codes of two stages: the first takes its nearest, which may not be the one that serves both best. A closed trellis
 settles its seam first, a trellis with a scale for each row measures distances in units of them, and what fills up a
@@ -158,7 +186,7 @@ ONE_SCALE = ("refitted",)
 CRITERIA = {
     "magnitude": Magnitude(),
     "rounding cost": RoundingCost(CODES["2 bits"]),
-    "rounding cost by diagonal": RoundingCost(CODES["groups"], "diagonal"),
+    "rounding cost by diagonal": RoundingCost(CODES["groups"], 8, "diagonal"),
 }
 
 SIDE_CARS = {

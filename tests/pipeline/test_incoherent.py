@@ -81,5 +81,5 @@ def test_tiles_of_a_width_that_nobody_measured_are_refused():
 
 def test_levelled_tiles_are_of_one_height():
     code = Levelled(TailBiting(BitshiftTrellis(16, 2, tile=(64, 4))))
-    heights = {n: code.at(n).tile[0] for n in (32, 64, 65, 172, 640)}
-    assert heights == {32: 32, 64: 64, 65: 33, 172: 58, 640: 64}
+    tiles = {n: code.at((n, 2**10)).tile for n in (32, 64, 65, 172, 640)}
+    assert tiles == {32: (32, 8), 64: (64, 4), 65: (33, 8), 172: (58, 4), 640: (64, 4)}

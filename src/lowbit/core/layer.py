@@ -38,7 +38,7 @@ class QuantizedLayer:
     def dequantize(self) -> Tensor:
         """The weight [N, K] that the stored tensors stand for, float32."""
         columns = torch.arange(self.shape[1])
-        weight = self.transform.undo(self.recipe.code.decode(self.codes, self.side, columns))
+        weight = self.transform.undo(self.recipe.code_at(self.shape).decode(self.codes, self.side, columns))
         return weight if self.correction is None else weight + self.correction.dense()
 
     def tensors(self) -> dict[str, Tensor]:
@@ -58,7 +58,7 @@ def quantize_layer(problem: LayerProblem, recipe: Recipe, rng: torch.Generator) 
 
 def restore_layer(recipe: Recipe, shape: tuple[int, int], tensors: Mapping[str, Tensor]) -> QuantizedLayer:
     """A layer from its stored tensors (unpacked), by field name."""
-    side = {name: tensors[name] for name in recipe.code.fields(shape) if name != "codes"}
+    side = {name: tensors[name] for name in recipe.code_at(shape).fields(shape) if name != "codes"}
     transform = recipe.transform.restore(tensors, shape)
     correction = recipe.side_car.restore(tensors, shape) if recipe.side_car is not None else None
     return QuantizedLayer(recipe, shape, tensors["codes"], side, transform, correction)
@@ -80,11 +80,11 @@ def _solved(problem: LayerProblem, recipe: Recipe, rng: torch.Generator) -> Quan
 def _coded(problem: LayerProblem, recipe: Recipe, rng: torch.Generator) -> QuantizedLayer:
     """The codes' answer, with nothing beside them."""
     fitted = recipe.transform.fit(problem, rng)
-    inner = fitted.forward(problem)
+    inner, code = fitted.forward(problem), recipe.code_at(problem.shape)
     if fitted.order is None:
-        rounded = recipe.rounder.round(inner, recipe.code)
+        rounded = recipe.rounder.round(inner, code)
     else:
-        rounded = visit(recipe.rounder, inner, recipe.code, fitted.order)
+        rounded = visit(recipe.rounder, inner, code, fitted.order)
     promised = rounded.guarantee
     if problem.row_hessian is None and not fitted.left.is_orthogonal:
         promised = None  # outputs of other sizes were rounded, whose loss is another

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from lowbit.core.errors import require
 from lowbit.core.fields import Field
-from lowbit.core.parts import Code, Rounder, SideCar, Statistic, Transform
+from lowbit.core.parts import Code, Rounder, Shaped, SideCar, Statistic, Transform
 
 Refresh = Literal["input", "block"]
 
@@ -22,7 +22,7 @@ class Recipe:
     name: str
     statistic: Statistic
     transform: Transform
-    code: Code
+    code: Code | Shaped
     rounder: Rounder
     side_car: SideCar | None = None
     refresh: Refresh = "input"
@@ -34,17 +34,21 @@ class Recipe:
             'or "block" (once per decoder block).',
         )
 
+    def code_at(self, shape: tuple[int, int]) -> Code:
+        """The code in the form it takes for a layer [N, K]."""
+        return self.code.at(shape) if isinstance(self.code, Shaped) else self.code
+
     def check(self, shape: tuple[int, int]) -> None:
         """Raise BadRequest where a layer [N, K] does not fit the parts."""
         self.transform.check(shape)
-        self.code.check(shape)
+        self.code_at(shape).check(shape)
         if self.side_car is not None:
             self.side_car.check(shape)
         self.fields(shape)
 
     def fields(self, shape: tuple[int, int]) -> dict[str, Field]:
         """Everything a layer [N, K] stores, by name; names are unique over the parts."""
-        parts = [self.code.fields(shape), self.transform.fields(shape)]
+        parts = [self.code_at(shape).fields(shape), self.transform.fields(shape)]
         if self.side_car is not None:
             parts.append(self.side_car.fields(shape))
         merged: dict[str, Field] = {}

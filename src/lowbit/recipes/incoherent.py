@@ -8,7 +8,7 @@ from typing import Literal
 
 from lowbit.codes import E8P, BitshiftTrellis, Levelled, MidriseGrid, Padded, TailBiting
 from lowbit.core.errors import require
-from lowbit.core.parts import Code, Rounder
+from lowbit.core.parts import Rounder
 from lowbit.core.recipe import Recipe, Refresh
 from lowbit.rounding import CoordinateDescent, Ldlq, RefittedScales
 from lowbit.statistics import SecondMoment
@@ -128,7 +128,7 @@ def exl3(bits: int = 2, L: int = 16, damping: float = 0.025, refresh: Refresh = 
 
 def trellis(
     bits: int = 2,
-    columns: int = 2,
+    columns: int = 1,
     L: int = 16,
     values: Literal["strata", "mul1", "gaussian"] = "strata",
     scales: Scales = "row",
@@ -139,17 +139,18 @@ def trellis(
 ) -> Recipe:
     """lowbit's own: trellises that run down the outputs, so that feedback between inputs survives; refitted scales.
 
-    A tile of 256 weights is `columns` wide and as high as that leaves. QTIP's 16 columns get no feedback from each
-    other; here all but `columns` do. Outputs are rotated only where they have no scales of their own: mixing them
-    spreads the errors of large rows over small ones, which the proxy loss does not mind and the model does (at 2 bits
-    KL 1.16 instead of 1.91 on stories260K, no difference on the model that ships with lowbit).
+    QTIP's tiles are 16 columns that get no feedback from each other; here a tile is one column of 256 outputs, and
+    where there are fewer outputs it is wider and settled column by column, so every column hears of all before it.
+    Outputs are rotated only where they have no scales of their own: mixing them spreads the errors of large rows over
+    small ones, which the proxy loss does not mind and the model does (at 2 bits KL 1.16 instead of 1.91 on
+    stories260K, no difference on the model that ships with lowbit).
 
     Bits per weight: k + 17 / K with scales of rows, k + 1 / N + 1 / K + 16 / (N K) with one for the layer; inputs
-    filled up to a multiple of `columns`, outputs by less than one for each tile of 256 / `columns` of them.
+    filled up to whole tiles, outputs by less than one for each row of tiles.
 
     Args:
         bits: k, 1 to 8.
-        columns: of a tile, a power of two up to 16. 1 leaves out no feedback; full tiles take 256 outputs.
+        columns: of a tile of 256 weights, a power of two up to 16; the others follow from the outputs there are.
         L: bits of a state; 12, 14, 16, 18 trade time for accuracy, fourfold for each step.
         values: the trellis's values: "strata", a table of 2^L set-partitioned ones (L at least twice the bits),
             "mul1", computed from a sum of bytes and some 2 % worse, or a "gaussian" table.
@@ -159,15 +160,16 @@ def trellis(
         passes: of coordinate descent after rounding, each as long as the encoding itself.
         refresh: "input" recomputes inputs after each group of layers that share one, "block" once per decoder block.
     """
-    require(columns in _WIDTHS, f"trellis(columns={columns!r}): must be one of {_WIDTHS}. Use 2.")
-    code = _fitting(BitshiftTrellis(L, bits, 1, (256 // columns, columns), values, scales, loading=loading))
+    require(columns in _WIDTHS, f"trellis(columns={columns!r}): must be one of {_WIDTHS}. Use 1.")
+    tiles = BitshiftTrellis(L, bits, 1, (256 // columns, columns), values, scales, loading=loading)
+    code = Levelled(TailBiting(tiles, joint=1))
     transform = RandomizedHadamard(sides="right" if scales == "row" else "both")
     rounder = RefittedScales(_descended(damping, passes))
     return Recipe("trellis", SecondMoment(), transform, code, rounder, None, refresh)
 
 
-def _fitting(trellis: BitshiftTrellis) -> Code:
-    return Padded(Levelled(TailBiting(trellis)))
+def _fitting(trellis: BitshiftTrellis) -> Levelled:
+    return Levelled(TailBiting(trellis))
 
 
 def _descended(damping: float, passes: int) -> Rounder:

@@ -3,16 +3,11 @@
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lowbit.codes import Levelled, Padded
-from lowbit.runtime.product import StoredCodes, product, slab_product
+from lowbit.codes import Padded
+from lowbit.runtime.product import StoredCodes, product
 
 
 @product.register
 def _(code: Padded, stored: StoredCodes, x: Tensor) -> Tensor:
     filled = code.filled(stored.shape)
     return product(code.code, StoredCodes(filled, stored.tensors), pad(x, (0, filled[1] - stored.shape[1])))
-
-
-@product.register
-def _(code: Levelled, stored: StoredCodes, x: Tensor) -> Tensor:
-    return slab_product(code.at(stored.shape[0]), stored, x)

@@ -63,7 +63,7 @@ class QuantizedLinear(nn.Module):
         right, left_inverse = self._maps
         tokens = right.apply(x.reshape(-1, self.in_features).float())
         working = torch.float32 if x.is_cpu else x.dtype
-        y = left_inverse.apply(product(self.recipe.code, self._codes(), tokens.to(working)).float())
+        y = left_inverse.apply(product(self.recipe.code_at(self.shape), self._codes(), tokens.to(working)).float())
         if self._correction is not None:
             y = y + self._correction.apply(x.reshape(-1, self.in_features).float())
         if self.bias is not None:
@@ -88,7 +88,7 @@ class QuantizedLinear(nn.Module):
 
     def _codes(self) -> StoredCodes:
         buffers = self._stored()
-        names = self.recipe.code.fields(self.shape)
+        names = self.recipe.code_at(self.shape).fields(self.shape)
         return StoredCodes(self.shape, {name: buffers["weight" if name == "codes" else name] for name in names})
 
     def _restored(self, names: Mapping[str, Any]) -> dict[str, Tensor]:
