@@ -73,7 +73,8 @@ def observed_windows(dtype: torch.dtype, k: int = 12, n: int = N) -> list[Observ
             "output_curvature": heads.mT @ heads,
             "output_gradients": draw(TOKENS, n),
         }
-        records.append({name: seen.to(dtype) if seen.is_floating_point() else seen for name, seen in record.items()})
+        exact = ("places", "token_counts", "output_curvature")
+        records.append({name: seen if name in exact else seen.to(dtype) for name, seen in record.items()})
     return records
 
 

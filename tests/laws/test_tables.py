@@ -9,9 +9,11 @@ from laws.tables import (
     CODES,
     COMBINATIONS,
     CRITERIA,
+    IMPORTANCES,
     RANGES,
     RECIPES,
     ROUNDERS,
+    ROW_MOMENTS,
     SHAPED,
     SIDE_CARS,
     STATISTICS,
@@ -23,6 +25,8 @@ from lowbit.recipes import CATALOGUE
 
 TABLES = {
     "statistics": STATISTICS,
+    "importances": {repr(part): part for part in IMPORTANCES},
+    "row moments": {repr(part): part for part in ROW_MOMENTS},
     "transforms": TRANSFORMS,
     "codes": CODES,
     "shaped codes": SHAPED,
@@ -38,7 +42,7 @@ PARTS = {f"{kind}: {name}": part for kind, table in TABLES.items() for name, par
 @pytest.mark.parametrize(
     ("folder", "rows"),
     [
-        (statistics, STATISTICS.values()),
+        (statistics, [*STATISTICS.values(), *IMPORTANCES, *ROW_MOMENTS]),
         (transforms, TRANSFORMS.values()),
         (codes, [*CODES.values(), *SHAPED.values(), *RANGES.values()]),
         (rounding, ROUNDERS.values()),

@@ -35,7 +35,8 @@ Of the windows:
     attention [S, H, T, T]  probabilities, head by query by key, of the block in its original weights
 Of a layer that feeds attention, and missing for every other:
     mixing [S, T, T]        where outputs are values: mean over the heads of A^T A, which token is averaged with which
-    output_curvature [B, d, d]  of each d outputs, summed over tokens: what attention minds (`pipeline.attention`)
+    output_curvature [B, d, d]  float64: what attention minds of each d outputs, summed over tokens
+                            (`pipeline.attention`)
 Of the original model's loss, in records of their own that hold nothing else:
     output_gradients [t, N]  of the summed loss of next tokens by the layer's outputs
 """
