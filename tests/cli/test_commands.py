@@ -29,6 +29,10 @@ def quantized(model, tmp_path_factory):
     return out, done
 
 
+def data_of(folder):
+    return json.loads((folder / "report.json").read_text())
+
+
 def run(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=True)
 
@@ -70,6 +74,10 @@ def test_generate(quantized):
 def test_inspect(quantized):
     found = run("inspect", quantized[0])
     assert "13 quantized layers" in " ".join(found.stdout.split())
+    farthest = found.stdout[found.stdout.index("The five layers farthest from the least loss") :]
+    worst = max(data_of(quantized[0])["layers"], key=lambda layer: layer["bits_above_limit"])
+    assert worst["name"].startswith(farthest.splitlines()[4].split()[0])  # names wrap in narrow terminals
+    assert worst["limit"] < worst["loss"] <= worst["bound"] or worst["clamped"]
     data = json.loads(run("inspect", quantized[0], "--json").stdout)
     assert len(data["layers"]) == 13
     assert len(data["recipes"]) == 2

@@ -9,7 +9,7 @@ def outcome(kind="damping raised", detail="0.1 was used.", remedy="Use more toke
     return {"kind": kind, "detail": detail, "remedy": remedy}
 
 
-def layer(name, shape=(64, 64), relative_loss=0.01, outcomes=()):
+def layer(name, shape=(64, 64), relative_loss=0.01, outcomes=(), above=0.5):
     return {
         "name": name,
         "shape": list(shape),
@@ -17,6 +17,10 @@ def layer(name, shape=(64, 64), relative_loss=0.01, outcomes=()):
         "bits_per_weight": 3.25,
         "loss": 12 * relative_loss,
         "relative_loss": relative_loss,
+        "limit": 0.0 if above is None else 12 * relative_loss / 4**above,
+        "bits_above_limit": above,
+        "bound": 40 * relative_loss,
+        "clamped": 0.0012,
         "tokens": 65536,
         "seconds": 0.5,
         "outcomes": list(outcomes),
@@ -25,7 +29,12 @@ def layer(name, shape=(64, 64), relative_loss=0.01, outcomes=()):
 
 def layers(blocks=3):
     return [
-        layer(f"model.layers.{block}.{matrix}", shape, 0.001 * (1 + block) * (2 + column))
+        layer(
+            f"model.layers.{block}.{matrix}",
+            shape,
+            0.001 * (1 + block) * (2 + column),
+            above=0.3 + 0.1 * column + 0.02 * block,
+        )
         for block in range(blocks)
         for column, (matrix, shape) in enumerate(_MATRICES.items())
     ]

@@ -79,10 +79,11 @@ def test_every_layer_and_outcome_and_what_was_left_alone_is_on_the_page(tmp_path
     assert data["command"] in words
 
 
-def test_layers_are_sorted_by_relative_loss(tmp_path):
-    data = record(layers=[layer("a.0.x", relative_loss=0.01), layer("a.1.x", relative_loss=0.3), layer("a.2.x")])
+def test_layers_are_sorted_by_their_distance_to_the_limit(tmp_path):
+    names = {"a.0.x": 0.4, "a.1.x": 0.9, "a.2.x": None, "a.3.x": 0.5}
+    data = record(layers=[layer(name, above=above) for name, above in names.items()])
     words = written(tmp_path, data).words()
-    assert words.index("a.1.x") < words.index("a.0.x")
+    assert sorted(names, key=words.index) == ["a.1.x", "a.3.x", "a.0.x", "a.2.x"]
 
 
 def test_measures_are_shown_with_their_errors(tmp_path):

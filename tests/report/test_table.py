@@ -3,8 +3,8 @@
 import pytest
 from rich.console import Console
 
-from lowbit.report import comparison_table, layers_table, measures_table
-from report.records import layers, measures, outcome, rows
+from lowbit.report import comparison_table, layers_table, limits_table, measures_table
+from report.records import layer, layers, measures, outcome, rows
 
 
 def shown(table):
@@ -31,6 +31,14 @@ def test_layers():
     text = shown(layers_table(data))
     assert all(one["name"] in text for one in data)
     assert text.count("dead inputs") == 1
+
+
+def test_limits():
+    data = [layer("near", above=0.25), layer("without", above=None)]
+    data[1] |= {"bound": None, "clamped": None}
+    near, without = shown(limits_table(data)).splitlines()[-3:-1]
+    assert near.split() == ["near", "3.25", "0.120", "0.0849", "0.25", "0.400", "0.120", "%"]
+    assert without.split() == ["without", "3.25", "0.120", "0"]
 
 
 def test_comparison_shows_names_as_they_are():

@@ -3,7 +3,6 @@
 import inspect
 import json
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,7 +27,8 @@ from lowbit.pipeline.plan import Plan
 from lowbit.pipeline.quantize import Calibration, Options
 from lowbit.recipes import CATALOGUE, from_dict, to_dict, to_toml
 from lowbit.report import numbers
-from lowbit.report.table import layers_table, measures_table
+from lowbit.report.grid import DISTANCE, RELATIVE_LOSS, worst_first
+from lowbit.report.table import layers_table, limits_table, measures_table
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -88,7 +88,7 @@ def quantize(
     for outcome, count in Counter((o["kind"], o["remedy"]) for o in outcomes).items():
         console.print(f"{count} layers: {outcome[0]}. {outcome[1]}", style="yellow", highlight=False)
     console.print("The five layers with the largest relative loss:")
-    console.print(layers_table(_worst_first(record)[:5]))
+    console.print(layers_table(worst_first(record["layers"], RELATIVE_LOSS)[:5]))
     console.print(
         f"{numbers.size(size['before'])} -> {numbers.size(size['after'])}, "
         f"{size['bits_per_weight']:.3f} bits per quantized weight, {size['bits_per_parameter']:.3f} per parameter, "
@@ -194,7 +194,9 @@ def inspect_folder(
         console.print(to_toml(from_dict(data)), markup=False)
     if record is not None:
         console.print("Layers by relative loss, worst first:")
-        console.print(layers_table(_worst_first(record)))
+        console.print(layers_table(worst_first(record["layers"], RELATIVE_LOSS)))
+        console.print("The five layers farthest from the least loss that their bits allow:")
+        console.print(limits_table(worst_first(record["layers"], DISTANCE)[:5]))
 
 
 @app.command()
@@ -228,10 +230,6 @@ def demo(
 ) -> None:
     """Quantize the model that ships with lowbit in several ways, and compare. Offline, a few minutes."""
     run_demo(out)
-
-
-def _worst_first(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return sorted(record["layers"], key=lambda layer: -layer["relative_loss"])
 
 
 def _recipe_data(name: str, recipe: Recipe) -> dict[str, Any]:

@@ -1,36 +1,61 @@
 """Layers as a grid: one row per decoder block, one column per matrix.
 
 A layer's name `model.layers.3.self_attn.q_proj` is block 3, matrix `self_attn.q_proj`. Experts of one block share a
-cell, which shows the worst of them. The colour runs with the logarithm: losses span decades.
+cell, which shows the worst of them.
 """
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from lowbit.report import numbers
 
 _OUTSIDE = "outside the blocks"
 
 
 @dataclass(frozen=True)
+class Quantity:
+    """What a grid shows of a layer, larger being worse.
+
+    key: in the layer's record, where None stands for nothing to show. position: of a value on the scale of colours.
+    shown, brief: the value with its unit, and without.
+    """
+
+    key: str
+    position: Callable[[float], float]
+    shown: Callable[[float], str]
+    brief: Callable[[float], str]
+
+
+def _logarithm(value: float) -> float:
+    return math.log(value) if value > 0 else -math.inf
+
+
+RELATIVE_LOSS = Quantity("relative_loss", _logarithm, numbers.share, lambda loss: numbers.digits(100 * loss, 2))
+DISTANCE = Quantity("bits_above_limit", float, "{:.2f} bits".format, "{:.2f}".format)
+
+
+@dataclass(frozen=True)
 class Cell:
-    """The worst layer of one block and matrix. heat: 0 for the smallest loss of the grid, 100 for the largest."""
+    """The worst layer of one block and matrix. heat: 0 for the best layer of the grid, 100 for the worst."""
 
     name: str
-    relative_loss: float
+    value: float
     members: int
     heat: float
 
 
 @dataclass(frozen=True)
 class Grid:
-    """cells: by block, then by matrix; None where a block has no such matrix."""
+    """cells: by block, then by matrix; None where there is nothing to show. best, worst: of all layers, as shown."""
 
+    quantity: Quantity
     matrices: tuple[str, ...]
     cells: Mapping[str, Sequence[Cell | None]]
-    smallest: float
-    largest: float
+    best: str
+    worst: str
 
     @property
     def shared(self) -> bool:
@@ -46,27 +71,35 @@ def split_name(name: str) -> tuple[str, str]:
     return match[1], re.sub(r"\.\d+(?=\.|$)", ".*", match[2])
 
 
-def loss_grid(layers: Sequence[Mapping[str, Any]]) -> Grid:
-    """The grid of the layers' relative losses, blocks and matrices in the order of the layers."""
+def worst_first(layers: Sequence[Mapping[str, Any]], quantity: Quantity) -> list[Mapping[str, Any]]:
+    """The layers by a quantity, those without it last."""
+    return sorted(layers, key=lambda layer: math.inf if layer[quantity.key] is None else -layer[quantity.key])
+
+
+def layer_grid(layers: Sequence[Mapping[str, Any]], quantity: Quantity) -> Grid:
+    """The grid of a quantity, blocks and matrices in the order of the layers."""
     members: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
     for layer in layers:
         block, matrix = split_name(layer["name"])
         members.setdefault(block, {}).setdefault(matrix, []).append(layer)
     matrices = tuple(dict.fromkeys(matrix for row in members.values() for matrix in row))
-    losses = [layer["relative_loss"] for layer in layers if layer["relative_loss"] > 0] or [1.0]
-    low, high = min(losses), max(losses)
+    values = [layer[quantity.key] for layer in layers if layer[quantity.key] is not None]
+    values = [value for value in values if math.isfinite(quantity.position(value))] or [1.0]
+    low, high = min(values), max(values)
 
-    def cell(found: list[Mapping[str, Any]]) -> Cell:
-        worst = max(found, key=lambda layer: layer["relative_loss"])
-        return Cell(worst["name"], worst["relative_loss"], len(found), _heat(worst["relative_loss"], low, high))
+    def cell(found: list[Mapping[str, Any]]) -> Cell | None:
+        worst = worst_first(found, quantity)[0]
+        value = worst[quantity.key]
+        if value is None:
+            return None
+        heat = _heat(*(quantity.position(one) for one in (value, low, high)))
+        return Cell(worst["name"], value, len(found), heat)
 
     cells = {
         block: [cell(row[matrix]) if matrix in row else None for matrix in matrices] for block, row in members.items()
     }
-    return Grid(matrices, cells, low, high)
+    return Grid(quantity, matrices, cells, quantity.shown(low), quantity.shown(high))
 
 
-def _heat(loss: float, low: float, high: float) -> float:
-    if loss <= low or low == high:
-        return 0.0
-    return round(100 * math.log(loss / low) / math.log(high / low), 1)
+def _heat(position: float, low: float, high: float) -> float:
+    return 0.0 if position <= low or low == high else round(100 * (position - low) / (high - low), 1)

@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from lowbit.formats.files import write_bytes_atomically, write_json_atomically
 from lowbit.report import numbers
-from lowbit.report.grid import loss_grid, split_name
+from lowbit.report.grid import DISTANCE, RELATIVE_LOSS, layer_grid, split_name, worst_first
 
 Record = Mapping[str, Any]
 """A run as plain data; see `write_report`."""
@@ -27,9 +27,9 @@ def write_report(record: Record, folder: Path) -> None:
     """Write report.json and report.html into `folder`, each whole or not at all.
 
     record: lowbit_version, command, model (source, architecture, parameters, bytes), recipe_name, recipe (as data),
-    calibration (source, samples, sequence_length, tokens, seed, digest), layers (name, shape [N, K], recipe,
-    bits_per_weight, loss, relative_loss, tokens, seconds, outcomes), left_alone (name, shape, reason), size (before,
-    after in bytes, bits_per_weight, bits_per_parameter), seconds (total and its parts), versions; where known also
+    calibration (source, samples, sequence_length, tokens, seed, digest), layers (name, shape [N, K], recipe, the stats
+    of `core.layer.QuantizedLayer`, tokens, seconds, outcomes), left_alone (name, shape, reason), size (before, after
+    in bytes, bits_per_weight, bits_per_parameter), seconds (total and its parts), versions; where known also
     citations, peak_memory_bytes, check (max_logit_difference) and measures (`evaluation.Measures.to_dict`).
     """
     page = _render(
@@ -37,8 +37,9 @@ def write_report(record: Record, folder: Path) -> None:
         record=record,
         recipe=json.dumps(record["recipe"], indent=2),
         budget=_budget(record),
-        grid=loss_grid(record["layers"]),
-        worst_first=sorted(record["layers"], key=lambda layer: -layer["relative_loss"]),
+        distances=layer_grid(record["layers"], DISTANCE),
+        losses=layer_grid(record["layers"], RELATIVE_LOSS),
+        layers=worst_first(record["layers"], DISTANCE),
         outcomes=_outcomes(record["layers"]),
         left_alone=_left_alone(record["left_alone"]),
     )

@@ -49,6 +49,24 @@ def layers_table(layers: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def limits_table(layers: Sequence[Mapping[str, Any]]) -> Table:
+    """How far layers of a report's record are from the least loss that their bits allow, and what was promised."""
+    table = _table("layer", "bits", "loss", "limit", "bits above it", "bound", "clamped")
+    for layer in layers:
+        above, bound, clamped = layer["bits_above_limit"], layer["bound"], layer["clamped"]
+        _row(
+            table,
+            layer["name"],
+            numbers.digits(layer["bits_per_weight"]),
+            numbers.digits(layer["loss"]),
+            numbers.digits(layer["limit"]),
+            "" if above is None else f"{above:.2f}",
+            "" if bound is None else numbers.digits(bound),
+            "" if clamped is None else numbers.share(clamped),
+        )
+    return table
+
+
 def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Several quantizations of a model side by side. rows: as `demo_report` takes them."""
     table = _table("recipe", "bits", "bits/weight", "size", "perplexity", "KL", "agreement", "time")
