@@ -235,6 +235,12 @@ RECIPES = {
     "easyquant": make_recipe("easyquant", {"fraction": 0.02}),
     "lorc": make_recipe("lorc", {"rank": 2}),
     "lq_lora": make_recipe("lq_lora", {"rank": 1, "turns": 2, "group_size": 8, "dtype": "int8"}),
+    "qronos": make_recipe("qronos", {"bits": 3}),
+    "qronos in groups": make_recipe("qronos", {"bits": 2, "group_size": 8, "act_order": False}),
+    "rsq": make_recipe("rsq", {"bits": 3}),
+    "rsq by norm, in groups": make_recipe("rsq", {"bits": 2, "group_size": 8, "importance": ActivationNorm()}),
+    "boa": make_recipe("boa", {"bits": 2}),
+    "boa act-order": make_recipe("boa", {"bits": 3, "group_size": 8, "act_order": True}),
     "optq hessian": make_recipe("optq", {"bits": 2, "group_size": "tensor", "range": "hessian", "damping": 0.0}),
 }
 """Every named method with a spread of settings that fits the [6, 24] layers of `laws.problems`."""

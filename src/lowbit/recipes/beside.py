@@ -110,7 +110,9 @@ def spqr(
         refresh: "input" recomputes inputs after each group of layers that share one, "block" once per decoder block.
     """
     base = optq(bits, group_size, False, act_order, False, damping, "minmax", refresh)
-    return replace(base, name="spqr", side_car=SparseOutliers(RoundingCost(base.code), fraction))
+    together: int | Literal["row"] = group_size if isinstance(group_size, int) and group_size > 0 else "row"
+    side_car = SparseOutliers(RoundingCost(base.code, together), fraction)
+    return replace(base, name="spqr", side_car=side_car)
 
 
 def easyquant(bits: int = 4, fraction: float = 0.0027, group_size: GroupSize = "row") -> Recipe:

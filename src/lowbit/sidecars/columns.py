@@ -27,10 +27,10 @@ from lowbit.core.fields import Array, Bits, Field
 from lowbit.core.linalg import one_thread
 from lowbit.core.parts import Code, Correction, Shaped
 from lowbit.core.problem import LayerProblem
-from lowbit.sidecars.criteria import nearest_error
+from lowbit.sidecars.criteria import code_at, nearest_error
 from lowbit.sidecars.half import as_half, no_worse
 
-# Directions of the kept inputs with less than this part of the largest's second moment are float32 noise.
+# Added to the diagonal of H_KK, as a part of it: directions that small are float32 noise.
 _NOISE = 1e-6
 # What an error in the codes of a kept column costs the rounder, over the mean of the others. It costs nothing, but an
 # input with a zero in the Hessian would be reported as dead.
@@ -80,6 +80,7 @@ class KeptColumns:
         return max(1, int(self.extra_bits * n * k / (16 * n + _index_bits(k))))
 
     def check(self, shape: tuple[int, int]) -> None:
+        code_at(self.code, shape).check(shape)
         count, k = self.count(shape), shape[1]
         require(
             count <= k,
@@ -138,5 +139,7 @@ def _index_bits(k: int) -> int:
 
 def _feedback(hessian: Tensor, kept: Tensor) -> Tensor:
     """H_:K H_KK^-1, [K, c]: how the kept columns answer an error in any column."""
+    own = hessian[kept][:, kept]
+    own.diagonal().add_(_NOISE * own.diagonal() + torch.finfo(own.dtype).tiny)
     with one_thread():
-        return hessian[:, kept] @ torch.linalg.pinv(hessian[kept][:, kept], rtol=_NOISE, hermitian=True)
+        return torch.linalg.solve(own, hessian[kept]).T

@@ -4,7 +4,7 @@ Papers name their own: the size of the weight (EasyQuant, arXiv 2403.02775; Quan
 rounding it costs (SpQR, arXiv 2306.03078).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -18,6 +18,10 @@ from lowbit.core.problem import LayerProblem
 
 @runtime_checkable
 class Criterion(Protocol):
+    def check(self, shape: tuple[int, int]) -> None:
+        """Raise BadRequest where it cannot judge a layer [N, K]."""
+        ...
+
     def scores(self, problem: LayerProblem) -> Tensor:
         """What leaving a weight to the codes would cost, [N, K], not negative, not NaN; only their order matters."""
         ...
@@ -27,32 +31,61 @@ class Criterion(Protocol):
 class Magnitude:
     """How far a weight is from the layer's mean."""
 
+    def check(self, shape: tuple[int, int]) -> None:
+        pass
+
     def scores(self, problem: LayerProblem) -> Tensor:
         return (problem.weight - problem.weight.mean()).abs()
 
 
 @dataclass(frozen=True)
 class RoundingCost:
-    """c_j (W_ij - Q_ij)^2, Q rounded to nearest.
+    """c_j (W_ij - Q_ij)^2, Q rounded to nearest; for the largest and the smallest weight that share a grid, what their
+    whole group gains when they do not stretch its range, if that is more.
 
-    code: the one that weights are kept out of. column: an error in column j costs c_j = d_j of H = A diag(d) A^T, when
-    later columns have absorbed what they can ("feedback", SpQR's 1 / U_jj^2), or c_j = H_jj ("diagonal").
+    code: the one that weights are kept out of. group_size: columns of a row that share a grid, or "row".
+    column: an error in column j costs c_j = d_j of H = A diag(d) A^T, when later columns have absorbed what they can
+    ("feedback", SpQR's 1 / U_jj^2), or c_j = H_jj ("diagonal").
     damping: as in Ldlq.
     """
 
     code: Code | Shaped
+    group_size: int | Literal["row"] = "row"
     column: Literal["feedback", "diagonal"] = "feedback"
     damping: float = 0.01
 
     def __post_init__(self) -> None:
         check_damping(self, self.damping)
         require(
+            self.group_size == "row" or self.group_size >= 1,
+            f'RoundingCost(group_size={self.group_size!r}): must be a positive number of columns, or "row".',
+        )
+        require(
             self.column in ("feedback", "diagonal"),
             f'RoundingCost(column={self.column!r}): must be "feedback" or "diagonal".',
         )
 
+    def check(self, shape: tuple[int, int]) -> None:
+        code_at(self.code, shape).check(shape)
+        require(
+            shape[1] % self._group(shape) == 0,
+            f"RoundingCost(group_size={self.group_size}) does not divide the inputs of a {list(shape)} layer. Use the "
+            "code's own group size.",
+        )
+
     def scores(self, problem: LayerProblem) -> Tensor:
-        return self._costs(problem) * nearest_error(self.code, problem).square()
+        (n, k), costs, group = problem.shape, self._costs(problem), self._group(problem.shape)
+        own = costs * nearest_error(self.code, problem).square()
+        scores, groups = own.clone().view(n, -1, group), problem.weight.view(n, -1, group)
+        for extreme in (groups.argmax(-1, keepdim=True), groups.argmin(-1, keepdim=True)):
+            without = groups.scatter(-1, extreme, 0).view(n, k)
+            rest = costs * nearest_error(self.code, replace(problem, weight=without)).square()
+            gain = own.view_as(groups).sum(-1, keepdim=True) - _sum_without(rest.view_as(groups), extreme)
+            scores.scatter_(-1, extreme, torch.maximum(scores.gather(-1, extreme), gain))
+        return scores.view(n, k)
+
+    def _group(self, shape: tuple[int, int]) -> int:
+        return shape[1] if self.group_size == "row" else self.group_size
 
     def _costs(self, problem: LayerProblem) -> Tensor:
         if self.column == "diagonal":
@@ -60,9 +93,18 @@ class RoundingCost:
         return unit_upper_factor(problem.hessian, self.damping).diagonal
 
 
+def _sum_without(costs: Tensor, left_out: Tensor) -> Tensor:
+    """Sums over the last axis without the entry at `left_out` [..., 1]."""
+    return costs.sum(-1, keepdim=True) - costs.gather(-1, left_out)
+
+
+def code_at(code: Code | Shaped, shape: tuple[int, int]) -> Code:
+    """The code in the form it takes for a layer [N, K]."""
+    return code.at(shape) if isinstance(code, Shaped) else code
+
+
 def nearest_error(code: Code | Shaped, problem: LayerProblem) -> Tensor:
     """Q - W, [N, K], float64, for Q rounded to nearest."""
-    fitted = code.at(problem.shape) if isinstance(code, Shaped) else code
-    every = torch.arange(problem.shape[1])
-    values = fitted.encode(problem.weight, fitted.fit(problem), every)[1]
+    code, every = code_at(code, problem.shape), torch.arange(problem.shape[1])
+    values = code.encode(problem.weight, code.fit(problem), every)[1]
     return (values - problem.weight).double()

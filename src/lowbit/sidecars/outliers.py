@@ -50,6 +50,7 @@ class SparseOutliers:
         return round(self.fraction * shape[0] * shape[1])
 
     def check(self, shape: tuple[int, int]) -> None:
+        self.criterion.check(shape)
         weights = shape[0] * shape[1]
         require(
             self.count(shape) >= 1,

@@ -22,7 +22,7 @@ from lowbit.core.linalg import one_thread
 from lowbit.core.problem import LayerProblem
 from lowbit.kernels.sparse_product import product
 
-# Added to H_MM, over its mean diagonal: directions that small are float32 noise.
+# Added to the diagonal of H_MM, as a part of it: directions that small are float32 noise.
 _NOISE = 1e-6
 # Numbers in the systems of equations that are solved together.
 _TOGETHER = 1 << 22
@@ -119,7 +119,7 @@ def best_values(problem: LayerProblem, w_hat: Tensor, before: Tensor, mask: Tens
             entries = mask[rows].nonzero()[:, 1].view(len(rows), count)
             system = H[entries[:, :, None], entries[:, None, :]]
             diagonal = system.diagonal(dim1=1, dim2=2)
-            diagonal += _NOISE * diagonal.mean(1, keepdim=True) + torch.finfo(H.dtype).tiny
+            diagonal += _NOISE * diagonal + torch.finfo(H.dtype).tiny
             with one_thread():
                 step = torch.linalg.solve(system, pull[rows[:, None], entries])
             values[rows[:, None], entries] += step
