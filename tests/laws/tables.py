@@ -238,7 +238,7 @@ RECIPES = {
     "qronos": make_recipe("qronos", {"bits": 3}),
     "qronos in groups": make_recipe("qronos", {"bits": 2, "group_size": 8, "act_order": False}),
     "rsq": make_recipe("rsq", {"bits": 3}),
-    "rsq by norm, in groups": make_recipe("rsq", {"bits": 2, "group_size": 8, "importance": ActivationNorm()}),
+    "rsq by norm, in groups": make_recipe("rsq", {"bits": 2, "group_size": 8, "importance": "norm"}),
     "boa": make_recipe("boa", {"bits": 2}),
     "boa act-order": make_recipe("boa", {"bits": 3, "group_size": 8, "act_order": True}),
     "optq hessian": make_recipe("optq", {"bits": 2, "group_size": "tensor", "range": "hessian", "damping": 0.0}),

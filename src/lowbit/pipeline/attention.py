@@ -64,7 +64,7 @@ class Attention:
         if "attention" in needed:
             seen["attention"] = self.probabilities
         fed = [states for states in (self.queries, self.keys, self.values) if self._feeds(name, states)]
-        if "mixing" in needed and fed == [self.values]:
+        if "mixing" in needed and len(fed) == 1 and fed[0] is self.values:
             a = self.probabilities.flatten(1, 2)
             seen["mixing"] = a.mT @ a / self.probabilities.shape[1]
         if "output_curvature" in needed and fed:

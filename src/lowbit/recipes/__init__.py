@@ -10,6 +10,9 @@ from lowbit.recipes.beside import lq_lora as lq_lora
 from lowbit.recipes.beside import owq as owq
 from lowbit.recipes.beside import quantease_outlier as quantease_outlier
 from lowbit.recipes.beside import spqr as spqr
+from lowbit.recipes.calibrated import boa as boa
+from lowbit.recipes.calibrated import qronos as qronos
+from lowbit.recipes.calibrated import rsq as rsq
 from lowbit.recipes.catalogue import CATALOGUE as CATALOGUE
 from lowbit.recipes.catalogue import make_recipe as make_recipe
 from lowbit.recipes.incoherent import exl3 as exl3

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from lowbit.core.errors import BadRequest
 from lowbit.core.recipe import Recipe, to_dict
 from lowbit.recipes.beside import easyquant, lorc, lq_lora, owq, quantease_outlier, spqr
+from lowbit.recipes.calibrated import boa, qronos, rsq
 from lowbit.recipes.incoherent import exl3, qtip, quip, quip_sharp, trellis
 from lowbit.recipes.scalar import optq, rtn
 from lowbit.recipes.serial import from_dict
@@ -25,6 +26,9 @@ _METHODS: tuple[Callable[..., Recipe], ...] = (
     easyquant,
     lorc,
     lq_lora,
+    qronos,
+    rsq,
+    boa,
 )
 CATALOGUE: dict[str, Callable[..., Recipe]] = {function.__name__: function for function in _METHODS}
 
