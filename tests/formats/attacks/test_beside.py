@@ -51,7 +51,7 @@ ATTACKS = {
         "easyquant",
         "outlier_value",
         torch.full((4,), torch.inf).half(),
-        "outlier_value holds NaN or",
+        "outlier_value holds NaN",
     ),
     "factors of another rank": ("lorc", "low_rank_left", torch.ones(6, 3).to(torch.int8), "low_rank_left is"),
     "zero scale of a factor": ("lorc", "low_rank_right_scale", torch.zeros(2).half(), "scale that is not positive"),
