@@ -3,9 +3,10 @@
     python benchmarks/tiles.py MODEL [MODEL ...] [--text SOURCE] [--bits 2] [--state-bits 16] [--every 1] [--json F]
 
 Every linear layer (or every n-th) of each model, its Hessian from 64 calibration windows of the original model, is
-rotated once and rounded by LDLQ with the same trellis in tiles of 256 x 1, 128 x 2, 64 x 4 and 16 x 16 weights, scales
-refitted. Reported: proxy loss over that of 16 x 16 and, for the bits are not all equal, the bits per weight of codes
-where tiles are lower than asked for. The geometric means are over layers; `full` are those where every tile fits.
+rotated once and rounded by LDLQ with the same trellis in tiles of 256 x 1, 128 x 2, 64 x 4, 32 x 8 and 16 x 16 weights,
+scales refitted; tiles narrower than 16 are settled column by column. Reported: proxy loss over that of 16 x 16, bits of
+a weight in codes, and what feedback alone could do: the ratio that follows from H if errors were equally large. The
+geometric means are over layers; `full` are those where every tile fits.
 """
 
 import argparse
@@ -18,8 +19,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from lowbit.cli.demo import MODEL
-from lowbit.codes import BitshiftTrellis, Levelled, Padded, TailBiting
+from lowbit.codes import BitshiftTrellis, Levelled, TailBiting
 from lowbit.core.fields import bits_per_weight
+from lowbit.core.linalg import unit_upper_factor
 from lowbit.core.problem import LayerProblem
 from lowbit.core.random import stream
 from lowbit.pipeline.architecture import find_blocks, weight_of
@@ -42,7 +44,7 @@ def layer_problems(folder: Path, text: str, every: int) -> Iterator[tuple[str, L
         states[name] = statistic.init(weight_of(module).shape[1])
 
         def see(_, inputs, name=name):
-            states[name] = statistic.update(states[name], inputs[0].flatten(0, -2), None)
+            states[name] = statistic.update(states[name], {"inputs": inputs[0].flatten(0, -2)})
 
         module.register_forward_pre_hook(see)
     with torch.no_grad():
@@ -62,13 +64,26 @@ def measure(problem: LayerProblem, bits: int, state_bits: int) -> dict[str, dict
     rotated = RandomizedHadamard().fit(problem, stream(0, "tiles")).forward(problem)
     found = {}
     for tile in TILES:
-        code = Padded(Levelled(TailBiting(BitshiftTrellis(state_bits, bits, 1, tile, "mul1", "tensor"))))
+        trellis = BitshiftTrellis(state_bits, bits, 1, tile, "mul1", "tensor")
+        code = Levelled(TailBiting(trellis, joint=None if tile == BASELINE else 1)).at(problem.shape)
         rounded = RefittedScales(Ldlq()).round(rotated, code)
         found[f"{tile[0]} x {tile[1]}"] = {
             "loss": rotated.relative_loss(rounded.w_hat),
             "bits": bits_per_weight(code.fields(problem.shape), problem.shape),
         }
     return found
+
+
+def feedback_alone(problem: LayerProblem) -> float:
+    """The loss with all feedback over that without any inside 16 columns, were errors equally large in both.
+
+    With H = A diag(d) A^T the one is sum_j d_j, the other sum_j d_j |A_tile,j|^2.
+    """
+    rotated = RandomizedHadamard().fit(problem, stream(0, "tiles")).forward(problem)
+    factor = unit_upper_factor(rotated.hessian, 0.01)
+    inside = torch.block_diag(*(torch.ones(len(part), len(part)) for part in factor.diagonal.split(BASELINE[1])))
+    blind = factor.diagonal * (factor.unit_upper * inside).square().sum(0)
+    return float(factor.diagonal.sum() / blind.sum())
 
 
 def means(rows: list[dict], full_only: bool) -> dict[str, float]:
@@ -78,6 +93,7 @@ def means(rows: list[dict], full_only: bool) -> dict[str, float]:
     logs = {
         tile: [math.log(found[tile]["loss"] / found[baseline]["loss"]) for found in chosen] for tile in rows[0]["tiles"]
     }
+    logs["feedback alone"] = [math.log(row["feedback"]) for row in rows if row["tiles"] in chosen]
     return {tile: math.exp(sum(values) / len(values)) for tile, values in logs.items() if values}
 
 
@@ -94,9 +110,8 @@ def main() -> None:
     for folder in options.models:
         rows = []
         for name, problem in layer_problems(folder, options.text, options.every):
-            rows.append(
-                {"layer": name, "shape": problem.shape, "tiles": measure(problem, options.bits, options.state_bits)}
-            )
+            tiles = measure(problem, options.bits, options.state_bits)
+            rows.append({"layer": name, "shape": problem.shape, "tiles": tiles, "feedback": feedback_alone(problem)})
             losses = "  ".join(f"{tile} {found['loss']:.4f}" for tile, found in rows[-1]["tiles"].items())
             print(f"{name:<36}{problem.shape!s:<12}{losses}", flush=True)
         document["models"][folder.name] = {"layers": rows, "all": means(rows, False), "full": means(rows, True)}
