@@ -33,8 +33,8 @@ def require_levels(part: object, code: Code, shape: tuple[int, int], instead: st
     """Raise BadRequest unless `has_levels`; `part` names who asks, `instead` what to use."""
     require(
         has_levels(code, shape),
-        f"{type(part).__name__} needs a code of single weights with at most {_MOST_BITS} bits each; "
-        f"{type(code).__name__} has tiles of {code.tile[0]} x {code.tile[1]}. {instead}",
+        f"{type(part).__name__} needs to know the levels of single weights, at most {2**_MOST_BITS} of them; "
+        f"{type(code).__name__} (tiles of {code.tile[0]} x {code.tile[1]}) has none such. {instead}",
     )
 
 
@@ -51,5 +51,5 @@ def levels(code: Code, side: Side, columns: Tensor, shape: tuple[int, int]) -> L
 
 def _bits(code: Code, shape: tuple[int, int]) -> int:
     """Bits of a weight's code; more than any code of single weights has where it is none."""
-    field = code.fields(shape)["codes"]
+    field = code.fields(shape).get("codes")
     return field.bits if isinstance(field, Bits) and field.shape == shape else 32 * _MOST_BITS

@@ -129,3 +129,19 @@ def damping_raised(asked: float, used: float) -> Outcome:
         f"The Hessian was not positive definite with damping {asked:g}; {used:g} was used.",
         "Use more calibration tokens than the layer has inputs, or ask for this damping.",
     )
+
+
+def checked_second_moment(hessian: Tensor) -> tuple[Outcome, ...]:
+    """The outcomes of a Hessian [K, K] that is used without a factorisation: no signal, or dead inputs.
+
+    Raises BadRequest where it cannot be a second moment: not finite, or a negative diagonal.
+    """
+    if not bool(torch.isfinite(hessian).all()):
+        raise BadRequest("The Hessian is not finite. Look for Inf or NaN in the calibration activations.")
+    least = float(hessian.diagonal().min())
+    if least < 0:
+        raise BadRequest(
+            f"The Hessian has {least:g} on its diagonal. It is no second moment; look for a fault in the statistic "
+            "that made it."
+        )
+    return dead_inputs(hessian) if bool(hessian.any()) else (no_signal(),)

@@ -16,6 +16,7 @@ Paper: BoA (arXiv 2406.13474). Differs from its code: any G, and any code.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -42,13 +43,90 @@ def row_feedback(problem: LayerProblem, code: Code, damping: float) -> RowFeedba
     G = problem.row_hessian
     if G is None or is_diagonal(G):
         return RowFeedback(code.encode_with_feedback)
-    height = code.tile[0] if len(G) % code.tile[0] == 0 else len(G)
+    height = tile_height(code, len(G))
     factor = unit_upper_factor(G, damping)
     strict = unit_tiles(factor.unit_upper, height).to(problem.weight.dtype)
     for tile in range(0, len(G), height):
         strict[tile : tile + height, tile : tile + height] = 0
     encode = _Rows(code, problem.shape, strict, tuple(waves(G, height)), height)
     return RowFeedback(encode, _outcomes(damping, factor.damping, bool(strict.any())))
+
+
+def rows_apart(rounder: object, problem: LayerProblem) -> tuple[Outcome, ...]:
+    """An outcome where `rounder`, which rounds each row on its own, leaves out a row Hessian that couples them."""
+    G = problem.row_hessian
+    if G is None or is_diagonal(G):
+        return ()
+    name = type(rounder).__name__
+    return (
+        Outcome(
+            "row hessian unused",
+            f"{name} rounds each output on its own and left out what outputs cost each other.",
+            f"Use Ldlq, CoordinateDescent({name}(...)), or a statistic without a row Hessian.",
+        ),
+    )
+
+
+def tile_height(code: Code, rows: int) -> int:
+    """Rows that are encoded together: all of them where tiles do not divide them, for codes may then level tiles."""
+    return code.tile[0] if rows % code.tile[0] == 0 else rows
+
+
+@dataclass(frozen=True, eq=False)
+class Wave:
+    """Tiles of rows that may change together, each as if the others stood still.
+
+    rows: [R] int64, whole tiles of `height`. weights: G[rows] [R, N], or None where rows are not coupled.
+    """
+
+    rows: Tensor
+    height: int
+    weights: Tensor | None
+
+    @property
+    def tiles(self) -> Tensor:
+        """The numbers of its tiles."""
+        return self.rows[:: self.height] // self.height
+
+    @cached_property
+    def own(self) -> Tensor:
+        """G within each tile, [R / height, height, height]."""
+        assert self.weights is not None
+        tiles, rows = len(self.tiles), self.weights[:, self.rows]
+        return rows.view(tiles, self.height, tiles, self.height).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+
+    def pull(self, error: Tensor) -> Tensor:
+        """What the error [N, K] of all rows pulls on these, [R, K]."""
+        return error[self.rows] if self.weights is None else self.weights @ error
+
+    def weighed(self, step: Tensor) -> Tensor:
+        """G within tiles, times step [R, w]."""
+        return step if self.weights is None else (self.own @ self._tiled(step)).flatten(0, 1)
+
+    def unweighed(self, pull: Tensor) -> Tensor:
+        """Its pseudo-inverse times pull [R, w]."""
+        return pull if self.weights is None else (self.inverse @ self._tiled(pull)).flatten(0, 1)
+
+    @cached_property
+    def inverse(self) -> Tensor:
+        return torch.linalg.pinv(self.own, hermitian=True)
+
+    def _tiled(self, x: Tensor) -> Tensor:
+        return x.reshape(len(self.tiles), self.height, -1)
+
+    def by_tile(self, x: Tensor) -> Tensor:
+        """Sums of x [R] over the rows of each tile."""
+        return x.view(-1, self.height).sum(1)
+
+
+def coupled_waves(problem: LayerProblem, code: Code) -> list[Wave]:
+    """The waves of a problem; all rows are one where there is no row Hessian, or a diagonal one."""
+    (n, _), G = problem.shape, problem.row_hessian
+    height = tile_height(code, n)
+    if G is None or is_diagonal(G):
+        return [Wave(torch.arange(n), height, None)]
+    G = G.to(problem.weight.dtype)
+    return [Wave(rows, height, G[rows]) for rows in waves(G, height)]
 
 
 def is_diagonal(matrix: Tensor) -> bool:
@@ -58,7 +136,7 @@ def is_diagonal(matrix: Tensor) -> bool:
 def waves(G: Tensor, height: int) -> Iterator[Tensor]:
     """Rows to round together, each [rows] ascending: the i-th tile of `height` rows of every coupled set of tiles."""
     tiles = len(G) // height
-    coupled = (G.view(tiles, height, tiles, height) != 0).any(3).any(1)
+    coupled = (G.reshape(tiles, height, tiles, height) != 0).any(3).any(1)
     sets, before = torch.arange(tiles), torch.full((tiles,), -1)
     while not torch.equal(sets, before):
         before = sets
