@@ -8,6 +8,7 @@ from itertools import product
 import torch
 
 from laws import toys
+from laws.lookups import LOOKUPS
 from laws.problems import K, N
 from laws.toys import Codebook, FloatMoment, Lattice, Rotated, Scaled, Sheared
 from lowbit.codes import (
@@ -146,6 +147,7 @@ CODES = {
         BitshiftTrellis(6, 1.5, 2, (4, 3), "gaussian"), joint=2
     ),
     **{name: code.at((N, K)) for name, code in SHAPED.items()},
+    **LOOKUPS,
     "toy: pairs of columns": Codebook(6, (1, 2)),
     "toy: quadruples of columns": Codebook(8, (1, 4)),
     "toy: pairs of rows": Codebook(5, (2, 1)),

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from laws.lookups import LOOKUP_PARTS
 from laws.statements import law_part_is_a_value
 from laws.tables import (
     CODES,
@@ -31,6 +32,7 @@ TABLES = {
     "codes": CODES,
     "shaped codes": SHAPED,
     "ranges": RANGES,
+    "parts of table look-up": {repr(part): part for part in LOOKUP_PARTS},
     "rounders": ROUNDERS,
     "criteria": CRITERIA,
     "side-cars": SIDE_CARS,
@@ -44,7 +46,7 @@ PARTS = {f"{kind}: {name}": part for kind, table in TABLES.items() for name, par
     [
         (statistics, [*STATISTICS.values(), *IMPORTANCES, *ROW_MOMENTS]),
         (transforms, TRANSFORMS.values()),
-        (codes, [*CODES.values(), *SHAPED.values(), *RANGES.values()]),
+        (codes, [*CODES.values(), *SHAPED.values(), *RANGES.values(), *LOOKUP_PARTS]),
         (rounding, ROUNDERS.values()),
         (sidecars, [*SIDE_CARS.values(), *CRITERIA.values()]),
     ],

@@ -18,8 +18,11 @@ from lowbit.core.problem import LayerProblem
 
 Importance = Literal["none", "diagonal", "conditional"]
 
-# Damping of the factorisation behind "conditional", and the least importance over the mean.
-_DAMPING, _SMALLEST = 0.01, 1e-6
+DAMPING = 0.01
+"""Of the factorisation behind "conditional"."""
+
+# The least importance over the mean.
+_SMALLEST = 1e-6
 
 
 def check_importance(part: object, importance: Importance) -> None:
@@ -32,16 +35,11 @@ def check_importance(part: object, importance: Importance) -> None:
 
 
 def column_costs(problem: LayerProblem, importance: Importance) -> Tensor:
-    """The cost [K] of an error in each column, float64, positive, of mean 1 before those near zero are raised."""
+    """The cost [K] of an error in each column over the mean, float64, at least 1e-6; ones where all are zero."""
     cost = torch.ones(problem.shape[1], dtype=torch.float64)
     if importance == "diagonal":
         cost = problem.hessian.diagonal().double()
     if importance == "conditional":
-        cost = unit_upper_factor(problem.hessian, _DAMPING).diagonal
-    return standardised(cost)
-
-
-def standardised(cost: Tensor) -> Tensor:
-    """Costs [K] over their mean, none below a millionth; ones where all are zero."""
+        cost = unit_upper_factor(problem.hessian, DAMPING).diagonal
     mean = cost.mean()
     return (cost / mean if mean > 0 else torch.ones_like(cost)).clamp_min(_SMALLEST)

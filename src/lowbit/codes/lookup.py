@@ -34,7 +34,7 @@ class Tables(Protocol):
     @property
     def bits(self) -> int: ...
 
-    def importance(self, problem: LayerProblem) -> Tensor | None:
+    def costs(self, problem: LayerProblem) -> Tensor | None:
         """What an error in each column costs, [K], or None for all the same."""
         ...
 
@@ -84,7 +84,7 @@ class Lookup:
         return {"codes": Bits(shape, self.tables.bits), **self.tables.fields(*side_shape(self.group_size, shape))}
 
     def fit(self, problem: LayerProblem) -> Side:
-        importance = self.tables.importance(problem)
+        importance = self.tables.costs(problem)
         groups, costs = self._grouped(problem.weight, importance)
         side = self.tables.fit(groups, costs)
         return side if importance is None else {**side, "importance": importance}
@@ -126,6 +126,25 @@ class Lookup:
         rows, groups = side_shape(self.group_size, (weight.shape[0], weight.shape[1]))
         costs = None if importance is None else grouped(importance.expand_as(weight), rows, groups)
         return grouped(weight, rows, groups), costs
+
+
+def nearest_codes(groups: Tensor, tables: Tensor) -> tuple[Tensor, Tensor]:
+    """Code, int64, and value of each weight [R, G, g] in tables [R, G, L], in any order of levels."""
+    rows, weights = tables.shape[0] * tables.shape[1], groups.shape[-1]
+    ascending, order = tables.reshape(rows, 1, -1).sort(dim=-1, stable=True)
+    ranks, values = round_nearest(groups.reshape(rows, weights), ascending, torch.zeros(weights, dtype=torch.int64))
+    return order[:, 0].gather(1, ranks.long()).view(groups.shape), values.view(groups.shape)
+
+
+def as_float16(part: object, tensor: Tensor) -> Tensor:
+    """Rounded to float16, in its own type; raises BadRequest where that cannot hold it, naming `part`."""
+    rounded = tensor.half().to(tensor.dtype)
+    require(
+        bool(torch.isfinite(rounded).all()),
+        f"{type(part).__name__}: weights up to {float(tensor.abs().max()):g} do not fit the float16 that its levels "
+        "are stored in. Scale the layer (ChannelScales) or use ScaledLevels with bfloat16 scales.",
+    )
+    return rounded
 
 
 def working(stored: Tensor) -> Tensor:

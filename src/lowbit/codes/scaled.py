@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lowbit.codes.levels import level_set
-from lowbit.codes.lookup import replaced, working
+from lowbit.codes.lookup import replaced
 from lowbit.codes.ranges import MinMax, Range
 from lowbit.codes.scales import Scales
 from lowbit.core.errors import require
@@ -51,7 +51,7 @@ class ScaledLevels:
     def bits(self) -> int:
         return max(1, (max(len(level_set(name)) for name in self._names) - 1).bit_length())
 
-    def importance(self, problem: LayerProblem) -> Tensor | None:
+    def costs(self, problem: LayerProblem) -> Tensor | None:
         return self.range.importance(problem)
 
     def fields(self, rows: int, groups: int) -> dict[str, Field]:

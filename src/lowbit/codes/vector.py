@@ -24,6 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lowbit.codes.importance import DAMPING, Importance, check_importance, column_costs
 from lowbit.codes.kmeans import k_means
 from lowbit.core.errors import BadRequest, require
 from lowbit.core.fields import Array, Bits, Field
@@ -34,8 +35,6 @@ from lowbit.core.records import Side
 from lowbit.kernels.nearest import nearest
 
 _LARGEST_BITS = 16
-# Damping of the factorisation behind the "conditional" importance, and the least importance over the mean.
-_DAMPING, _SMALLEST_IMPORTANCE = 0.01, 1e-6
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class VectorCodebook:
     residual_bits: int = 0
     along: Literal["inputs", "outputs"] = "inputs"
     group_size: int | Literal["tensor"] = "tensor"
-    importance: Literal["none", "diagonal", "conditional"] = "conditional"
+    importance: Importance = "conditional"
     codebooks: Literal["dynamic", "static"] = "static"
 
     def __post_init__(self) -> None:
@@ -67,10 +66,10 @@ class VectorCodebook:
         )
         for field, value, allowed in (
             ("along", self.along, ("inputs", "outputs")),
-            ("importance", self.importance, ("none", "diagonal", "conditional")),
             ("codebooks", self.codebooks, ("dynamic", "static")),
         ):
             require(value in allowed, f"{name}({field}={value!r}): must be one of {', '.join(allowed)}.")
+        check_importance(self, self.importance)
         sized = isinstance(self.group_size, int) and self.group_size >= 1 and self.group_size % self.tile[1] == 0
         require(
             sized or self.group_size == "tensor",
@@ -160,15 +159,10 @@ class VectorCodebook:
 
     def _costs(self, problem: LayerProblem) -> tuple[Tensor, Tensor]:
         """What errors cost: importance [K] of single columns, mean 1 and positive, and metric, see `_metric`."""
-        k, dtype = problem.shape[1], problem.weight.dtype
-        unit_upper, cost = torch.eye(k, dtype=torch.float64), torch.ones(k, dtype=torch.float64)
-        if self.importance == "diagonal":
-            cost = problem.hessian.diagonal().double()
-        if self.importance == "conditional":
-            factor = unit_upper_factor(problem.hessian, _DAMPING)
-            unit_upper, cost = factor.unit_upper, factor.diagonal
-        mean = cost.mean()
-        cost = (cost / mean if mean > 0 else torch.ones_like(cost)).clamp_min(_SMALLEST_IMPORTANCE)
+        dtype, cost = problem.weight.dtype, column_costs(problem, self.importance)
+        unit_upper = torch.eye(len(cost), dtype=torch.float64)
+        if self.importance == "conditional" and self.tile[1] > 1:
+            unit_upper = unit_upper_factor(problem.hessian, DAMPING).unit_upper
         return cost.to(dtype), self._metric(unit_upper, cost).to(dtype)
 
     def _metric(self, unit_upper: Tensor, cost: Tensor) -> Tensor:

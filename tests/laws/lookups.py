@@ -1,0 +1,47 @@
+"""Rows of the tables for codes that look levels up, and for the methods made of them."""
+
+from lowbit.codes import (
+    BinaryCoding,
+    ClusteredLevels,
+    DualGrained,
+    HessianRange,
+    LeastSquares,
+    Lookup,
+    LowRankLevels,
+    ScaledLevels,
+    Scales,
+    SearchedRange,
+    SharedLevels,
+    TwoStep,
+)
+
+_SEARCHED = SearchedRange(steps=12, exponent=2.0)
+
+LOOKUPS = {
+    "nf4 in groups": Lookup(ScaledLevels(), 8),
+    "e3m2 a row": Lookup(ScaledLevels("e3m2")),
+    "floats to choose from": Lookup(ScaledLevels(("e1m2", "e2m1", "e3m0"), range=HessianRange(steps=12))),
+    "powers to choose from in groups": Lookup(ScaledLevels(("power3:0.5", "power3:1"), choice="group"), 8),
+    "dint4 in static groups": Lookup(ScaledLevels("dint4", Scales("bfloat16")), 8, "static"),
+    "ternary": Lookup(ScaledLevels("ternary", range=_SEARCHED), "tensor"),
+    "binary": Lookup(ScaledLevels("binary", range=_SEARCHED), 12),
+    "levels on one side": Lookup(ScaledLevels("0, 1, 2, 3"), 8),
+    "mxfp4": Lookup(ScaledLevels("e2m1", Scales("e8m0")), 8),
+    "nvfp4": Lookup(ScaledLevels("e2m1", Scales("e4m3", "tensor")), 8),
+    "nf3, six-bit scales": Lookup(ScaledLevels("nf3", Scales("uint6", "row")), 8),
+    "clusters of a row": Lookup(ClusteredLevels(3)),
+    "clusters of groups": Lookup(ClusteredLevels(2, "conditional"), 8),
+    "two tables for all rows": Lookup(SharedLevels(3, 2)),
+    "low-rank tables": Lookup(LowRankLevels(2, 2), 8),
+    "low-rank tables, static": Lookup(LowRankLevels(3, 1, importance="none"), 8, "static"),
+    "two planes": Lookup(BinaryCoding(2), 8),
+    "planes with signs": Lookup(BinaryCoding(2, "signs", LeastSquares(4), "conditional"), 8),
+    "planes on a finer grid": Lookup(BinaryCoding(2, "signs", TwoStep(3, 4, 6), "diagonal")),
+    "dual-grained": Lookup(DualGrained(steps=10), 8),
+    "dual-grained, static": Lookup(DualGrained(2, range=_SEARCHED, steps=10), 4, "static"),
+}
+
+LOOKUP_PARTS = [
+    *(code.tables for code in LOOKUPS.values()),
+    *(Scales(), LeastSquares(), TwoStep()),
+]
