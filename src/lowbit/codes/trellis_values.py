@@ -23,12 +23,29 @@ fixed seed and with unit variance; strata is ours.
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lowbit.core.errors import BadRequest, require
+
+
+class Hash(NamedTuple):
+    """Of a state s: multiplier s + increment mod 2^32; what is made of it is divided by `unit`."""
+
+    multiplier: int
+    increment: int
+    unit: float
+
+
+HASHES = {
+    "1mad": Hash(34038481, 76625530, 147.800537),
+    "mul1": Hash(0x83DCD12D, 0, 147.800537),
+    "3inst": Hash(89226354, 64248484, 1.24371),
+}
+"""Of the values that kernels compute from the state."""
 
 _GRID = 4096
 _PAIRS = 512
@@ -44,18 +61,22 @@ def _byte_sum(words: np.ndarray) -> np.ndarray:
     return sum((words >> np.uint64(shift)) & np.uint64(255) for shift in (0, 8, 16, 24)).astype(np.float64)  # type: ignore[union-attr]
 
 
+def _hash_of(name: str, length: int) -> np.ndarray:
+    return _states(length) * np.uint64(HASHES[name].multiplier) + np.uint64(HASHES[name].increment)
+
+
 def _one_mad(length: int, dimension: int, bits: int) -> np.ndarray:
-    return (_byte_sum(_states(length) * np.uint64(34038481) + np.uint64(76625530)) - 510) / 147.800537
+    return (_byte_sum(_hash_of("1mad", length)) - 510) / HASHES["1mad"].unit
 
 
 def _mul1(length: int, dimension: int, bits: int) -> np.ndarray:
-    return (_byte_sum(_states(length) * np.uint64(0x83DCD12D)) - 510) / 147.800537
+    return (_byte_sum(_hash_of("mul1", length)) - 510) / HASHES["mul1"].unit
 
 
 def _three_inst(length: int, dimension: int, bits: int) -> np.ndarray:
-    hashed = (_states(length) * np.uint64(89226354) + np.uint64(64248484)).astype(np.uint32)
+    hashed = _hash_of("3inst", length).astype(np.uint32)
     halves = ((hashed & np.uint32(0x8FFF8FFF)) ^ np.uint32(0x3B603B60)).view(np.float16).reshape(-1, 2)
-    return (halves[:, 1] + halves[:, 0]).astype(np.float64) / 1.24371
+    return (halves[:, 1] + halves[:, 0]).astype(np.float64) / HASHES["3inst"].unit
 
 
 def _hyb(length: int, dimension: int, bits: int) -> np.ndarray:
