@@ -3,11 +3,16 @@
 from lowbit.codes import (
     BinaryCoding,
     ClusteredLevels,
+    Digits,
     DualGrained,
+    Exchanged,
     HessianRange,
+    LaidOut,
     LeastSquares,
     Lookup,
     LowRankLevels,
+    MixedWidths,
+    Planes,
     ScaledLevels,
     Scales,
     SearchedRange,
@@ -41,7 +46,16 @@ LOOKUPS = {
     "dual-grained, static": Lookup(DualGrained(2, range=_SEARCHED, steps=10), 4, "static"),
 }
 
+LAID_OUT = {
+    "fp6 in two planes": LaidOut(Lookup(ScaledLevels("e3m2")), Planes(4, 2)),
+    "ternary digits": LaidOut(Lookup(ScaledLevels("ternary", range=_SEARCHED), 12), Digits(3)),
+    "mixed widths": LaidOut(Lookup(MixedWidths(2), 4), Exchanged(2)),
+    "mixed widths, static": LaidOut(Lookup(MixedWidths(3), 8, "static"), Exchanged(3)),
+}
+
 LOOKUP_PARTS = [
     *(code.tables for code in LOOKUPS.values()),
+    *(code.layout for code in LAID_OUT.values()),
+    MixedWidths(),
     *(Scales(), LeastSquares(), TwoStep()),
 ]

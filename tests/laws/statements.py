@@ -21,6 +21,7 @@ from lowbit.core.problem import LayerProblem
 from lowbit.core.random import stream
 from lowbit.core.recipe import Recipe
 from lowbit.core.records import Rounded
+from lowbit.core.stored import Relaying, codes_from_fields, codes_to_fields
 from lowbit.packing import pack, unpack
 from lowbit.packing.dense import is_legal
 
@@ -203,7 +204,7 @@ def law_encode_is_nearest(code: Code, problem: LayerProblem) -> None:
     """No code that can be stored decodes nearer to the target than the one chosen, tile by tile."""
     side, every = code.fit(problem), torch.arange(problem.shape[1])
     codes, values = code.encode(problem.weight, side, every)
-    bits = min(field.bits for name, field in code.fields(problem.shape).items() if name == "codes")
+    bits = code.bits if isinstance(code, Relaying) else code.fields(problem.shape)["codes"].bits
     chosen = _tile_distances(values - problem.weight, code.tile)
     slack = 4 * torch.finfo(values.dtype).eps * (values.abs().max() + problem.weight.abs().max()) ** 2
     for other in range(2 ** min(bits, 8)):
@@ -229,7 +230,9 @@ def law_codes_decode_to_w_hat(rounder: Rounder, code: Code, problem: LayerProble
 
 
 def law_code_fields_hold(code: Code, rounded: Rounded, shape: tuple[int, int]) -> None:
-    stored = {"codes": rounded.codes, **rounded.side}
+    stored = {**rounded.side, **codes_to_fields(code, rounded.codes, rounded.side)}
+    values = code.decode(codes_from_fields(code, stored, shape), rounded.side, torch.arange(shape[1]))
+    assert torch.equal(values, rounded.w_hat)
     for name, field in code.fields(shape).items():
         law_field_holds(field, stored[name])
 

@@ -8,7 +8,7 @@ from itertools import product
 import torch
 
 from laws import toys
-from laws.lookups import LOOKUPS
+from laws.lookups import LAID_OUT, LOOKUPS
 from laws.problems import K, N
 from laws.toys import Codebook, FloatMoment, Lattice, Rotated, Scaled, Sheared
 from lowbit.codes import (
@@ -25,11 +25,24 @@ from lowbit.codes import (
     VectorCodebook,
 )
 from lowbit.core.fields import Array
+from lowbit.core.levels import has_levels
 from lowbit.core.maps import Dense, Diagonal, Identity, Permutation, compose
 from lowbit.core.parts import Code
 from lowbit.core.recipe import Recipe
 from lowbit.recipes import make_recipe
-from lowbit.rounding import CoordinateDescent, Ldlq, Nearest, Optq, RefittedScales
+from lowbit.rounding import (
+    Beam,
+    ClampSafe,
+    CoordinateDescent,
+    Gpfq,
+    Ldlq,
+    MagR,
+    Nearest,
+    Optq,
+    QuantEase,
+    RefittedScales,
+    Stochastic,
+)
 from lowbit.sidecars import HardThresholding, KeptColumns, LowRank, Magnitude, RoundingCost, SparseOutliers
 from lowbit.statistics import (
     ActivationNorm,
@@ -148,6 +161,7 @@ CODES = {
     ),
     **{name: code.at((N, K)) for name, code in SHAPED.items()},
     **LOOKUPS,
+    **LAID_OUT,
     "toy: pairs of columns": Codebook(6, (1, 2)),
     "toy: quadruples of columns": Codebook(8, (1, 4)),
     "toy: pairs of rows": Codebook(5, (2, 1)),
@@ -179,11 +193,21 @@ ROUNDERS = {
     "optq": Optq(),
     "descent": CoordinateDescent(Ldlq(), passes=2),
     "refitted": RefittedScales(Ldlq()),
+    "beam": Beam(width=5, candidates=2),
+    "gpfq": Gpfq(),
+    "quantease": QuantEase(sweeps=3),
+    "clamp-safe": ClampSafe(excess=0.1, iterations=5),
+    "unbiased": Stochastic(Ldlq()),
+    "shrunk": MagR(Ldlq(), iterations=5),
 }
-COLUMN_BY_COLUMN = ("optq",)
+BY_LEVELS = ("beam", "unbiased")
+"""Rounders that refuse codes whose single weights have no levels of their own."""
+COLUMN_BY_COLUMN = ("optq", *BY_LEVELS)
 """Rounders that refuse codes with wider tiles."""
 ONE_SCALE = ("refitted",)
-"""Rounders that refuse codes without one scale for the layer or one a row; what they store is not nearest."""
+"""Rounders that refuse codes without one scale for the layer or one a row."""
+NOT_NEAREST = ("refitted", "unbiased", "shrunk")
+"""Rounders that do not store the nearest values even where nothing else matters."""
 
 CRITERIA = {
     "magnitude": Magnitude(),
@@ -313,5 +337,6 @@ PAIRS = {
     for rounder, code in product(ROUNDERS, CODES)
     if (rounder not in COLUMN_BY_COLUMN or CODES[code].tile == (1, 1))
     and (rounder not in ONE_SCALE or has_one_scale(CODES[code]))
+    and (rounder not in BY_LEVELS or has_levels(CODES[code], (N, K)))
 }
 """Rounders and codes that go together."""

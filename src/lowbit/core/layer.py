@@ -13,6 +13,7 @@ from lowbit.core.parts import Correction
 from lowbit.core.problem import LayerProblem
 from lowbit.core.recipe import Recipe
 from lowbit.core.records import FittedTransform, Guarantee, Outcome, Side
+from lowbit.core.stored import codes_from_fields, codes_to_fields
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +44,8 @@ class QuantizedLayer:
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors to store, by field name (see `Recipe.fields`); integers are not packed yet."""
-        stored = {"codes": self.codes, **self.side, **self.recipe.transform.tensors(self.transform)}
+        codes = codes_to_fields(self.recipe.code_at(self.shape), self.codes, self.side)
+        stored = {**codes, **self.side, **self.recipe.transform.tensors(self.transform)}
         if self.correction is not None:
             stored |= self.correction.tensors()
         return {name: stored[name] for name in self.recipe.fields(self.shape)}
@@ -58,10 +60,11 @@ def quantize_layer(problem: LayerProblem, recipe: Recipe, rng: torch.Generator) 
 
 def restore_layer(recipe: Recipe, shape: tuple[int, int], tensors: Mapping[str, Tensor]) -> QuantizedLayer:
     """A layer from its stored tensors (unpacked), by field name."""
-    side = {name: tensors[name] for name in recipe.code_at(shape).fields(shape) if name != "codes"}
+    code = recipe.code_at(shape)
+    side = {name: tensors[name] for name in code.fields(shape) if name != "codes"}
     transform = recipe.transform.restore(tensors, shape)
     correction = recipe.side_car.restore(tensors, shape) if recipe.side_car is not None else None
-    return QuantizedLayer(recipe, shape, tensors["codes"], side, transform, correction)
+    return QuantizedLayer(recipe, shape, codes_from_fields(code, tensors, shape), side, transform, correction)
 
 
 def _solved(problem: LayerProblem, recipe: Recipe, rng: torch.Generator) -> QuantizedLayer:

@@ -13,6 +13,7 @@ from lowbit.core.errors import require
 from lowbit.core.fields import Bits
 from lowbit.core.parts import Code
 from lowbit.core.records import Side
+from lowbit.core.stored import Relaying
 
 _MOST_BITS = 8
 
@@ -41,15 +42,17 @@ def require_levels(part: object, code: Code, shape: tuple[int, int], instead: st
 def levels(code: Code, side: Side, columns: Tensor, shape: tuple[int, int]) -> Levels:
     """The levels of the columns [w] of a layer [N, K], for a code that has them."""
     every = torch.arange(2 ** _bits(code, shape)).to(torch.uint8)
-    rows = every.new_zeros(shape[0], len(columns))
-    values = torch.stack([code.decode(rows + one, side, columns) for one in every], -1)
+    codes = every.expand(shape[0], len(columns), -1)
+    values = code.decode(codes.flatten(1), side, columns.repeat_interleave(len(every))).view(codes.shape)
     if bool((values[..., 1:] >= values[..., :-1]).all()):
-        return Levels(values, every.expand(values.shape))
+        return Levels(values, codes)
     ascending = values.sort(dim=-1, stable=True)
     return Levels(ascending.values, ascending.indices.to(torch.uint8))
 
 
 def _bits(code: Code, shape: tuple[int, int]) -> int:
     """Bits of a weight's code; more than any code of single weights has where it is none."""
+    if isinstance(code, Relaying):
+        return code.bits
     field = code.fields(shape).get("codes")
     return field.bits if isinstance(field, Bits) and field.shape == shape else 32 * _MOST_BITS

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lowbit.core.fields import Bits
 from lowbit.core.parts import Code
+from lowbit.core.stored import codes_from_fields
 from lowbit.formats.checkpoint import restored
 from lowbit.packing import unpack
 
@@ -55,7 +56,7 @@ def decode_rows(code: Code, stored: StoredCodes, start: int, stop: int) -> Tenso
             value, length = restored(tensor, field), field.shape[0]
             at = slice(start * length // stored.shape[0], stop * length // stored.shape[0])
             values[name] = value if whole else value[at]
-    codes = values.pop("codes")
+    codes = codes_from_fields(code, values, (stop - start, stored.shape[1]))
     return code.decode(codes, values, torch.arange(stored.shape[1])).to(device)
 
 
