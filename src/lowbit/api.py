@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from lowbit.core.recipe import Recipe
+from lowbit.evaluation.size import byte_budget
 from lowbit.pipeline import quantize as pipeline
 from lowbit.pipeline.drive import Progress
 from lowbit.pipeline.plan import Assignment, Plan
 from lowbit.pipeline.quantize import Calibration, Options
 from lowbit.recipes import make_recipe
 from lowbit.report import write_report
+from lowbit.report.citations import citations
 
 
 def quantize(
@@ -44,6 +46,9 @@ def quantize(
     record = pipeline.run(
         str(model), Path(out), assignment(recipe, overrides, targets, ignore), calibration, options, progress
     )
+    recipes = [record["assignment"]["recipe"], *(data for _, data in record["assignment"]["overrides"])]
+    record["size"]["parts"] = byte_budget(Path(out))
+    record["citations"] = citations(recipes)
     write_report(record, Path(out))
     return record
 

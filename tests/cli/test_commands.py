@@ -1,6 +1,7 @@
 """The command line from end to end: exit codes, what goes to stdout, and the files it leaves."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -81,6 +82,23 @@ def test_inspect(quantized):
     data = json.loads(run("inspect", quantized[0], "--json").stdout)
     assert len(data["layers"]) == 13
     assert len(data["recipes"]) == 2
+
+
+def test_report_measures_and_is_written_back(quantized, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(quantized[0], folder)
+    found = run("report", folder, "--windows", "2", "--sequence-length", "48", "--json")
+    record = json.loads(found.stdout)
+    assert record == data_of(folder)
+    assert record["measures"]["windows"] == 2
+    assert record["measures"]["text"] == "stdlib"
+    assert len(record["continuations"]) == 2
+    assert "Side by side" in (folder / "report.html").read_text(encoding="utf-8")
+    before = data_of(quantized[0])
+    assert {key: record[key] for key in before} == before
+    assert "2210.17323" in record["citations"][0]
+    (folder / "report.json").unlink()
+    assert "no report.json" in str(run("report", folder).exception)
 
 
 def test_inspect_refuses_a_damaged_folder(quantized, tmp_path):

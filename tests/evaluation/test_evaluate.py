@@ -57,6 +57,7 @@ class TestFolder:
         found = evaluate(folder, reference=tiny_model(1), text=text)
         assert (found.divergence.kl.mean, found.divergence.agreement.mean) == (0, 1)
         assert set(found.divergence.kl_quantiles.values()) == {0}
+        assert found.divergence.kl_histogram["counts"][0] == found.tokens
         assert found.divergence.perplexity == found.perplexity
 
     def test_size_of_a_plain_checkpoint(self, folder, text):

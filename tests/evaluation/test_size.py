@@ -10,7 +10,7 @@ from lowbit.core.errors import BadRequest
 from lowbit.core.layer import quantize_layer
 from lowbit.core.problem import LayerProblem
 from lowbit.core.random import stream
-from lowbit.evaluation.size import checkpoint_size
+from lowbit.evaluation.size import byte_budget, checkpoint_size
 from lowbit.formats.checkpoint import quantization_config, stored_tensors
 from lowbit.formats.files import write_tensors_atomically
 from lowbit.recipes.serial import to_dict
@@ -66,3 +66,23 @@ def _tensors(folder):
     from safetensors.torch import load_file
 
     return load_file(folder / "model.safetensors")
+
+
+def test_budget_counts_every_byte_by_part(folder):
+    budget = byte_budget(folder)
+    assert budget[0] == {"part": "codes", "field": "codes", "bytes": 24 * 64 * 3 // 8}
+    assert {(entry["part"], entry["field"]) for entry in budget[1:]} == {
+        ("not quantized", "a.norm.weight"),
+        ("not quantized", "a.fc.bias"),
+        ("code", "scale"),
+        ("code", "zero"),
+    }
+    assert sum(entry["bytes"] for entry in budget) == sum(tensor.nbytes for tensor in _tensors(folder).values())
+    assert next(entry["bytes"] for entry in budget if entry["field"] == "scale") == 24 * 2 * 2
+
+
+def test_budget_adds_up_blocks(tmp_path):
+    tensors = {f"model.layers.{i}.norm.weight": torch.ones(8) for i in range(3)}
+    write_tensors_atomically(tmp_path / "model.safetensors", tensors, {})
+    (tmp_path / "config.json").write_text("{}")
+    assert byte_budget(tmp_path) == [{"part": "not quantized", "field": "model.layers.*.norm.weight", "bytes": 96}]

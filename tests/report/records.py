@@ -21,6 +21,8 @@ def layer(name, shape=(64, 64), relative_loss=0.01, outcomes=(), above=0.5):
         "bits_above_limit": above,
         "bound": 40 * relative_loss,
         "clamped": 0.0012,
+        "weights": {"low": -0.5, "high": 0.5, "counts": [0, 10, 1000, 20, 1]},
+        "errors": {"low": -0.0625, "high": 0.0625, "counts": [300, 400, 500, 400, 300]},
         "tokens": 65536,
         "seconds": 0.5,
         "outcomes": list(outcomes),
@@ -52,6 +54,7 @@ def measures():
             "perplexity": {"mean": 6.213, "error": 0.12},
             "kl": {"mean": 0.0713, "error": 0.0012},
             "kl_quantiles": {"50": 0.021, "90": 0.18, "99": 0.71, "99.9": 1.9, "max": 6.2},
+            "kl_histogram": {"low": -4.0, "high": 2.0, "counts": [0, 0, 3, 700, 800, 100, 11, 2, 0, 0, 0, 0]},
             "agreement": {"mean": 0.912, "error": 0.0012},
         },
         "size": {"bytes": 3_100_000, "parameters": 3_900_000, "bits_per_parameter": 6.4, "bits_per_weight": 3.25},
@@ -76,11 +79,28 @@ def record(**changes):
         },
         "layers": layers(),
         "left_alone": [{"name": "model.embed_tokens", "shape": [2048, 256], "reason": "embedding"}],
-        "size": {"before": 15_600_000, "after": 3_100_000, "bits_per_weight": 3.25, "bits_per_parameter": 6.4},
+        "size": {
+            "before": 15_600_000,
+            "after": 3_100_000,
+            "bits_per_weight": 3.25,
+            "bits_per_parameter": 6.4,
+            "parts": parts(),
+        },
         "seconds": {"total": 83.2, "solve": 55.1},
         "versions": {"torch": "2.13.0"},
         **changes,
     }
+
+
+def parts():
+    stored = [("codes", "codes", 18_432), ("code", "scale", 1_200), ("transform", "left_signs", 96)]
+    stored += [("side-car", "kept_columns", 240), ("not quantized", "model.embed_tokens.weight", 2_000_000)]
+    stored += [("not quantized", f"model.layers.*.norm{i}.weight", 1024 - i) for i in range(4)]
+    return [{"part": part, "field": field, "bytes": count} for part, field, count in stored]
+
+
+def continuations():
+    return [{"prompt": "def area(r):", "original": "\n    return pi * r", "quantized": "\n    return 3 * r"}]
 
 
 def rows():

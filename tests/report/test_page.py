@@ -6,9 +6,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from lowbit.report import demo_report, write_report
+from lowbit.report import demo_report, numbers, write_report
 from lowbit.report.figures import pareto_figure
-from report.records import HOSTILE, layer, layers, measures, outcome, record, rows
+from report.records import HOSTILE, continuations, layer, layers, measures, outcome, parts, record, rows
 
 _VOID = {"meta", "br", "hr", "img", "link", "input", "wbr"}
 
@@ -98,19 +98,60 @@ def test_without_a_reference_only_perplexity_is_shown(tmp_path):
     assert "original" not in words
 
 
+def test_budget_counts_bits_of_what_layers_store_and_names_what_stayed(tmp_path):
+    words = written(tmp_path, record()).words()
+    weights = 3 * (64 * 64 + 2 * 96 * 64)
+    for shown in (
+        f"codes 18.4 kB 0.595 % {numbers.digits(8 * 18_432 / weights)}",
+        f"kept_columns (side-car) 240 B 0.00774 % {numbers.digits(8 * 240 / weights)}",
+        "left_signs (transform) 96.0 B",
+        "model.embed_tokens.weight 2.00 MB 64.5 %",
+        "other tensors 2.04 kB",
+    ):
+        assert shown in words
+
+
+def test_divergence_of_tokens_is_drawn_over_the_decades_it_spans(tmp_path):
+    page = written(tmp_path, record(measures=measures()))
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    figure = html[html.index("<h2>Divergence token by token") : html.index("<h2>Where the bytes are")]
+    heights = [float(height) for height in re.findall(r'<rect [^>]*height="([\d.]+)"', figure)]
+    assert heights == [round(100 * count / 800, 2) for count in (3, 700, 800, 100, 11, 2)]
+    assert "0.001 0.01 0.1 1" in " ".join(re.findall(r"<span>([\d.]+)</span>", figure))
+    assert "Divergence token by token" in page.words()
+
+
+def test_worst_layers_show_how_weights_and_errors_are_spread(tmp_path):
+    names = [f"a.{i}.x" for i in range(5)]
+    data = record(layers=[layer(name, above=i / 10) for i, name in enumerate(names)])
+    words = written(tmp_path, data).words()
+    worst = words[words.index("Weights and errors where") : words.index("Loss by layer")]
+    assert [name for name in names if name in worst] == names[2:]
+    assert worst.index(names[4]) < worst.index(names[3])
+    assert "0.0625" in worst
+
+
+def test_texts_are_marked_from_where_they_part(tmp_path):
+    words = written(tmp_path, record(continuations=continuations())).words()
+    assert "def area(r):" in words
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert re.findall("<mark>(.*?)</mark>", html) == ["3 * r"]
+
+
 def test_nothing_given_is_read_as_markup(tmp_path):
     data = record(
         command=HOSTILE,
         recipe_name=HOSTILE,
         recipe={"name": HOSTILE},
         citations=[HOSTILE],
+        continuations=[{"prompt": HOSTILE, "original": HOSTILE, "quantized": f"a{HOSTILE}"}],
         layers=[layer(HOSTILE, outcomes=[outcome(HOSTILE, HOSTILE, HOSTILE)])],
         left_alone=[{"name": HOSTILE, "shape": [1], "reason": HOSTILE}],
         measures=measures() | {"text": HOSTILE, "tasks": {HOSTILE: {HOSTILE: {"mean": 0.5, "error": None}}}},
     )
     page = written(tmp_path, data)
     assert "script" not in page.elements
-    assert "".join(page.text).count(HOSTILE) >= 12
+    assert "".join(page.text).count(HOSTILE) >= 16
 
 
 def test_pages_need_nothing_from_outside(tmp_path):
@@ -168,6 +209,7 @@ def test_page_of_a_run_without_calibration(tmp_path):
 
 
 def test_page_of_a_run_that_quantized_nothing(tmp_path):
-    words = written(tmp_path, record(layers=[])).words()
+    size = record()["size"] | {"parts": [part for part in parts() if part["part"] == "not quantized"]}
+    words = written(tmp_path, record(layers=[], size=size)).words()
     assert "All 0 quantized layers" in words
     assert "every layer was solved as the recipe says" in words

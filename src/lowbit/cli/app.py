@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 from lowbit import api
 from lowbit.cli.demo import run_demo, write_on
 from lowbit.cli.progress import progress_bars
+from lowbit.cli.reports import report
 from lowbit.cli.requests import overrides_of, parse_settings, recipe_of
 from lowbit.core.errors import BadRequest
 from lowbit.core.fields import bits_per_weight
@@ -96,7 +97,8 @@ def quantize(
         highlight=False,
     )
     console.print(
-        f"Report: {out / 'report.html'}\nTry it: lowbit generate {out} 'Once upon a time'",
+        f"Report: {out / 'report.html'}\nMeasure it: lowbit report {out}\n"
+        f"Try it: lowbit generate {out} 'Once upon a time'",
         highlight=False,
         soft_wrap=True,
     )
@@ -179,8 +181,8 @@ def inspect_folder(
     """Check a quantized folder against the format and show what it holds."""
     parsed = read_quantization_config(folder)
     check_checkpoint(folder, from_dict)
-    report = folder / "report.json"
-    record = read_json(report) if report.is_file() else None
+    path = folder / "report.json"
+    record = read_json(path) if path.is_file() else None
     if as_json:
         layers = {name: {"recipe": entry.recipe, "shape": entry.shape} for name, entry in parsed.layers.items()}
         found = {"lowbit_version": parsed.lowbit_version, "recipes": list(parsed.recipes), "layers": layers}
@@ -197,6 +199,9 @@ def inspect_folder(
         console.print(layers_table(worst_first(record["layers"], RELATIVE_LOSS)))
         console.print("The five layers farthest from the least loss that their bits allow:")
         console.print(limits_table(worst_first(record["layers"], DISTANCE)[:5]))
+
+
+app.command()(report)
 
 
 @app.command()

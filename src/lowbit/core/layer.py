@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lowbit.core.fields import bits_per_weight
+from lowbit.core.histogram import around_zero
 from lowbit.core.limit import bits_above, loss_limit
 from lowbit.core.order import visit
 from lowbit.core.parts import Correction
@@ -23,7 +25,7 @@ class QuantizedLayer:
     guarantee: the rounder's, where it holds for the loss in the layer's own coordinates.
     stats: filled by the solve and empty for a layer read back. loss, relative_loss, bits_per_weight; limit, the least
     loss that any code of so many bits can expect, and bits_above_limit, None where nothing can be lost;
-    bound and clamped, those of the guarantee.
+    bound and clamped, those of the guarantee; histograms of the weights and of their errors. JSON-ready.
     """
 
     recipe: Recipe
@@ -34,7 +36,7 @@ class QuantizedLayer:
     correction: Correction | None = None
     outcomes: tuple[Outcome, ...] = ()
     guarantee: Guarantee | None = None
-    stats: Mapping[str, float | None] = field(default_factory=dict)
+    stats: Mapping[str, Any] = field(default_factory=dict)
 
     def dequantize(self) -> Tensor:
         """The weight [N, K] that the stored tensors stand for, float32."""
@@ -94,8 +96,9 @@ def _coded(problem: LayerProblem, recipe: Recipe, rng: torch.Generator) -> Quant
     return QuantizedLayer(recipe, problem.shape, rounded.codes, rounded.side, fitted, None, rounded.outcomes, promised)
 
 
-def _stats(layer: QuantizedLayer, problem: LayerProblem) -> dict[str, float | None]:
-    loss, whole = problem.loss(layer.dequantize()), problem.loss(torch.zeros_like(problem.weight))
+def _stats(layer: QuantizedLayer, problem: LayerProblem) -> dict[str, Any]:
+    w_hat = layer.dequantize()
+    loss, whole = problem.loss(w_hat), problem.loss(torch.zeros_like(problem.weight))
     bits = bits_per_weight(layer.recipe.fields(layer.shape), layer.shape)
     limit = loss_limit(problem, bits)
     return {
@@ -106,4 +109,6 @@ def _stats(layer: QuantizedLayer, problem: LayerProblem) -> dict[str, float | No
         "bits_above_limit": bits_above(loss, limit),
         "bound": None if layer.guarantee is None else layer.guarantee.bound,
         "clamped": None if layer.guarantee is None else layer.guarantee.clamped,
+        "weights": around_zero(problem.weight),
+        "errors": around_zero(w_hat - problem.weight),
     }

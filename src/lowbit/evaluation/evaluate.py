@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from lowbit.core.errors import BadRequest, require
-from lowbit.evaluation.records import Divergence, Measures, as_perplexity, over_windows, quantiles
+from lowbit.evaluation.records import Divergence, Measures, as_perplexity, logarithms, over_windows, quantiles
 from lowbit.evaluation.size import checkpoint_size
 from lowbit.evaluation.tasks import evaluate_tasks
 from lowbit.evaluation.tokens import Progress, TokenMeasures, measure_tokens
@@ -20,8 +20,28 @@ from lowbit.integrations.loading import load
 from lowbit.pipeline.source import read_config, resolve_folder
 from lowbit.pipeline.text import evaluation_windows, read_texts, token_stream
 
-Model = str | Path | PreTrainedModel
-"""A folder, a name on the hub, or a loaded model."""
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A model in memory. folder: where it was loaded from; None for one that came loaded."""
+
+    model: PreTrainedModel
+    folder: Path | None
+
+    def tokenizer(self) -> Any:
+        place = str(self.folder or self.model.name_or_path)
+        require(
+            bool(place),
+            "The model was not loaded from a folder, so its tokenizer is unknown. Give windows of token ids.",
+        )
+        try:
+            return AutoTokenizer.from_pretrained(place)
+        except (OSError, ValueError) as error:
+            raise BadRequest(f"{place}: no tokenizer could be loaded: {error}") from error
+
+
+Model = str | Path | PreTrainedModel | Opened
+"""A folder, a name on the hub, or a model in memory."""
 
 _LENGTH = 2048
 """Window length of the papers' perplexities."""
@@ -51,10 +71,10 @@ def evaluate(
         tasks: of lm-eval, see `evaluation.tasks`.
         progress: called with the windows done and their number.
     """
-    opened = _open(model)
-    compared = None if reference is None else _open(reference)
+    opened = open_model(model)
+    compared = None if reference is None else open_model(reference)
     require(windows is None or windows >= 1, f"Evaluation over {windows} windows: ask for at least 1.")
-    cut = text if isinstance(text, Tensor) else _windows(opened, text, length)
+    cut = text if isinstance(text, Tensor) else held_out_windows(opened, text, length)
     cut = cut[:windows]
     _check_length(opened, cut.shape[1])
     found = measure_tokens(opened.model, cut, compared.model if compared else None, progress)
@@ -72,37 +92,22 @@ def evaluate(
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Opened:
-    """folder: where the model was loaded from; None for one that came loaded."""
-
-    model: PreTrainedModel
-    folder: Path | None
-
-    def tokenizer(self) -> Any:
-        place = str(self.folder or self.model.name_or_path)
-        require(
-            bool(place),
-            "The model was not loaded from a folder, so its tokenizer is unknown. Give windows of token ids.",
-        )
-        try:
-            return AutoTokenizer.from_pretrained(place)
-        except (OSError, ValueError) as error:
-            raise BadRequest(f"{place}: no tokenizer could be loaded: {error}") from error
-
-
-def _open(model: Model) -> _Opened:
+def open_model(model: Model) -> Opened:
+    """Load a model that is not loaded yet, in float32 on the CPU; a lowbit checkpoint as it is stored."""
+    if isinstance(model, Opened):
+        return model
     if isinstance(model, PreTrainedModel):
-        return _Opened(model, None)
+        return Opened(model, None)
     folder = resolve_folder(str(model))
     quantized = read_config(folder).to_dict().get("quantization_config") or {}
     if quantized.get("quant_method") == QUANT_METHOD:
-        return _Opened(load(folder, dtype=torch.float32), folder)
+        return Opened(load(folder, dtype=torch.float32), folder)
     Shards.open(folder)  # a damaged folder is refused before gigabytes of it are loaded
-    return _Opened(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), folder)
+    return Opened(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), folder)
 
 
-def _windows(opened: _Opened, source: str, length: int | None) -> Tensor:
+def held_out_windows(opened: Opened, source: str, length: int | None) -> Tensor:
+    """Windows of token ids [count, length] of a text's held-out split, as `evaluate` cuts them."""
     if length is None:
         length = min(_LENGTH, _context(opened))
     _check_length(opened, length)  # before a long text is read
@@ -111,12 +116,12 @@ def _windows(opened: _Opened, source: str, length: int | None) -> Tensor:
     return evaluation_windows(stream, length)
 
 
-def _check_length(opened: _Opened, length: int) -> None:
+def _check_length(opened: Opened, length: int) -> None:
     context = _context(opened)
     require(length <= context, f"Windows of {length} tokens: the model reads at most {context}. Ask for fewer.")
 
 
-def _context(opened: _Opened) -> int:
+def _context(opened: Opened) -> int:
     return int(opened.model.config.get_text_config().max_position_embeddings)
 
 
@@ -127,5 +132,6 @@ def _divergence(found: TokenMeasures) -> Divergence | None:
         perplexity=as_perplexity(over_windows(found.reference_nats)),
         kl=over_windows(found.kl),
         kl_quantiles=quantiles(found.kl),
+        kl_histogram=logarithms(found.kl),
         agreement=over_windows(found.agrees),
     )

@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from lowbit.core.histogram import histogram
+
 QUANTILES = (50.0, 90.0, 99.0, 99.9)
+DECADES = (-7, 2)
 
 
 @dataclass(frozen=True)
@@ -24,13 +27,15 @@ class Divergence:
     """How far a model is from its reference.
 
     perplexity: of the reference on the same windows.
-    kl: KL(reference || model), nats per token. kl_quantiles: of the per-token values, by percent, and their "max".
+    kl: KL(reference || model), nats per token. kl_quantiles: of the per-token values, by percent, and their "max";
+    kl_histogram: of their decimal logarithms, see `core.histogram`.
     agreement: the share of tokens on which both models hold the same next token the likeliest, 0 to 1.
     """
 
     perplexity: Estimate
     kl: Estimate
     kl_quantiles: Mapping[str, float]
+    kl_histogram: Mapping[str, Any]
     agreement: Estimate
 
 
@@ -86,6 +91,16 @@ def as_perplexity(nats: Estimate) -> Estimate:
     """exp(nats), its error to first order."""
     mean = math.exp(nats.mean)
     return Estimate(mean, None if nats.error is None else mean * nats.error)
+
+
+def logarithms(values: Tensor) -> dict[str, Any]:
+    """Histogram of the decimal logarithms of all values, five bins a decade; what is below the scale counts at its end.
+
+    Rounding leaves the divergence of equal predictions a little below zero.
+    """
+    low, high = DECADES
+    logs = values.double().clamp_min(10.0**low).log10()
+    return histogram(logs, float(low), float(high), 5 * (high - low))
 
 
 def quantiles(values: Tensor) -> dict[str, float]:

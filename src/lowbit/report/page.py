@@ -7,7 +7,7 @@ through is the figure drawn here. Pages follow the reader's choice of light or d
 """
 
 import json
-from collections import Counter
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,16 @@ from markupsafe import Markup
 
 from lowbit.formats.files import write_bytes_atomically, write_json_atomically
 from lowbit.report import numbers
-from lowbit.report.grid import DISTANCE, RELATIVE_LOSS, layer_grid, split_name, worst_first
+from lowbit.report.grid import DISTANCE, RELATIVE_LOSS, layer_grid, worst_first
 
 Record = Mapping[str, Any]
 """A run as plain data; see `write_report`."""
+
+_WORST = 3
+"""Layers of which the report draws histograms."""
+
+_KEPT_NAMED = 3
+"""Kinds of tensors that stayed as they were which the budget names."""
 
 
 def write_report(record: Record, folder: Path) -> None:
@@ -29,14 +35,18 @@ def write_report(record: Record, folder: Path) -> None:
     record: lowbit_version, command, model (source, architecture, parameters, bytes), recipe_name, recipe (as data),
     calibration (source, samples, sequence_length, tokens, seed, digest), layers (name, shape [N, K], recipe, the stats
     of `core.layer.QuantizedLayer`, tokens, seconds, outcomes), left_alone (name, shape, reason), size (before, after
-    in bytes, bits_per_weight, bits_per_parameter), seconds (total and its parts), versions; where known also
-    citations, peak_memory_bytes, check (max_logit_difference) and measures (`evaluation.Measures.to_dict`).
+    in bytes, bits_per_weight, bits_per_parameter, parts of `evaluation.size.byte_budget`), seconds (total and its
+    parts), versions; where known also citations (BibTeX), peak_memory_bytes, check (max_logit_difference), measures
+    (`evaluation.Measures.to_dict`) and continuations (prompt, original, quantized).
     """
     page = _render(
         "report.html",
         record=record,
         recipe=json.dumps(record["recipe"], indent=2),
         budget=_budget(record),
+        worst=[_spread(layer) for layer in worst_first(record["layers"], DISTANCE)[:_WORST]],
+        divergences=_divergences(record.get("measures")),
+        continuations=[_continued(one) for one in record.get("continuations", ())],
         distances=layer_grid(record["layers"], DISTANCE),
         losses=layer_grid(record["layers"], RELATIVE_LOSS),
         layers=worst_first(record["layers"], DISTANCE),
@@ -78,14 +88,59 @@ def _render(template: str, **values: Any) -> str:
     return environment.get_template(template).render(**values)
 
 
-def _budget(record: Record) -> list[tuple[str, float]]:
-    """Bytes by part, largest first: each kind of matrix, then all that stayed as it was."""
-    parts: Counter[str] = Counter()
-    for layer in record["layers"]:
-        n, k = layer["shape"]
-        parts[split_name(layer["name"])[1]] += n * k * layer["bits_per_weight"] / 8
-    rest = record["size"]["after"] - sum(parts.values())
-    return [*parts.most_common(), ("not quantized", max(0.0, rest))]
+def _budget(record: Record) -> list[dict[str, Any]]:
+    """Bytes by part, those of quantized layers with their bits per weight; of what stayed, the largest by name."""
+    weights = sum(n * k for n, k in (layer["shape"] for layer in record["layers"]))
+    rows: list[dict[str, Any]] = []
+    rest = 0
+    for entry in record["size"]["parts"]:
+        kept = entry["part"] == "not quantized"
+        if kept and sum(row["kept"] for row in rows) == _KEPT_NAMED:
+            rest += entry["bytes"]
+            continue
+        of = f" ({entry['part']})" if entry["part"] in ("transform", "side-car") else ""
+        bits = None if kept else 8 * entry["bytes"] / weights
+        rows.append({"name": entry["field"] + of, "bytes": entry["bytes"], "bits": bits, "kept": kept})
+    if rest:
+        rows.append({"name": "other tensors", "bytes": rest, "bits": None, "kept": True})
+    return sorted(rows, key=lambda row: row["kept"])
+
+
+def _spread(layer: Record) -> dict[str, Any]:
+    """A layer's histograms as bars; counts run over decades, so their heights are logarithms."""
+    return {
+        "layer": layer,
+        **{
+            name: {"bars": _bars([math.log1p(count) for count in layer[name]["counts"]]), "end": layer[name]["high"]}
+            for name in ("weights", "errors")
+        },
+    }
+
+
+def _divergences(measures: Record | None) -> dict[str, Any] | None:
+    """The distribution of single tokens' divergence as bars over whole decades, empty ones at the ends left out."""
+    if not measures or not measures["divergence"]:
+        return None
+    found = measures["divergence"]["kl_histogram"]
+    first, last = round(found["low"]), round(found["high"])
+    per_decade = len(found["counts"]) // (last - first)
+    counts = list(found["counts"])
+    while len(counts) > per_decade and not any(counts[:per_decade]):
+        counts, first = counts[per_decade:], first + 1
+    while len(counts) > per_decade and not any(counts[-per_decade:]):
+        counts, last = counts[:-per_decade], last - 1
+    return {"bars": _bars(counts), "ticks": [numbers.digits(10.0**decade, 1) for decade in range(first, last + 1)]}
+
+
+def _bars(heights: Sequence[float]) -> list[float]:
+    """Heights as percentages of the largest."""
+    largest = max(heights) or 1
+    return [round(100 * height / largest, 2) for height in heights]
+
+
+def _continued(one: Record) -> dict[str, Any]:
+    texts = {"original": one["original"], "quantized": one["quantized"]}
+    return {"prompt": one["prompt"], "texts": _compared(texts)}
 
 
 def _outcomes(layers: Sequence[Record]) -> list[dict[str, Any]]:
