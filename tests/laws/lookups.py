@@ -59,3 +59,26 @@ LOOKUP_PARTS = [
     MixedWidths(),
     *(Scales(), LeastSquares(), TwoStep()),
 ]
+
+LOOKUP_RECIPES = {
+    "llm_fp4": {},
+    "llm_fp4 3 bits in groups": {"bits": 3, "group_size": 8, "range": "minmax"},
+    "zeroquant_fp6": {},
+    "normal_float": {"group_size": 8},
+    "normal_float 3 bits": {"bits": 3, "group_size": 12, "scales": "float16"},
+    "block_float": {"block_size": 8},
+    "block_float nvfp4": {"format": "nvfp4", "block_size": 12, "range": "minmax"},
+    "dint": {},
+    "nupes": {},
+    "ternary": {"group_size": 8},
+    "squeezellm": {},
+    "jlcm": {"tables": 3},
+    "lcq": {"group_size": 12},
+    "gptvq": {"bits": 1, "group_size": 12},
+    "vptq": {"dimension": 2, "bits": 3, "residual_bits": 2},
+    "gptqt": {"bits": 2, "fine_bits": 3},
+    "db_llm": {"group_size": 12},
+    "dgq": {"group_size": 8},
+    "slim_llm": {"group_size": 4},
+}
+"""Settings that fit the [6, 24] layers of `laws.problems`; the first word is the recipe's name."""

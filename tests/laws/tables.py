@@ -8,7 +8,7 @@ from itertools import product
 import torch
 
 from laws import toys
-from laws.lookups import LAID_OUT, LOOKUPS
+from laws.lookups import LAID_OUT, LOOKUP_RECIPES, LOOKUPS
 from laws.problems import K, N
 from laws.toys import Codebook, FloatMoment, Lattice, Rotated, Scaled, Sheared
 from lowbit.codes import (
@@ -267,6 +267,7 @@ RECIPES = {
     "rsq by norm, in groups": make_recipe("rsq", {"bits": 2, "group_size": 8, "importance": "norm"}),
     "boa": make_recipe("boa", {"bits": 2}),
     "boa act-order": make_recipe("boa", {"bits": 3, "group_size": 8, "act_order": True}),
+    **{name: make_recipe(name.split()[0], settings) for name, settings in LOOKUP_RECIPES.items()},
     "optq hessian": make_recipe("optq", {"bits": 2, "group_size": "tensor", "range": "hessian", "damping": 0.0}),
 }
 """Every named method with a spread of settings that fits the [6, 24] layers of `laws.problems`."""

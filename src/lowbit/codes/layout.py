@@ -150,10 +150,8 @@ class Exchanged:
         size = columns // len(width)
         wide, narrow = (torch.nonzero(width == self.bits + step).flatten().tolist() for step in (1, -1))
         require(len(wide) == len(narrow), "Exchanged: there are not as many wide groups as narrow ones.")
-        return [
-            (slice(a * size, a * size + size), slice(b * size, b * size + size))
-            for a, b in zip(wide, narrow, strict=True)
-        ]
+        groups = [slice(start, start + size) for start in range(0, columns, size)]
+        return [(groups[a], groups[b]) for a, b in zip(wide, narrow, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,10 @@
     salience of a group = sum over its weights of w^2 d_j,     H = A diag(d) A^T
 
 Groups are ranked by it. For every n the n first would be given b + 1 bits and the n last b - 1; the n is taken whose
-rounding costs sum d_j (w - Q(w))^2 are least, n = 0 among them. Groups of one bit have levels at plus and minus a scale.
-All rows share the widths. To be laid out as `codes.layout.Exchanged(bits)`, so that the layer takes b bits a weight.
+rounding costs sum d_j (w - Q(w))^2 are least, n = 0 among them. Groups of one bit have levels at plus and minus a
+scale. All rows share the widths. Laid out as `codes.layout.Exchanged`, the layer takes b bits a weight.
 
-Bits per weight: b + (16 + b + 1) / g + 3 / (N g).
+Bits per weight: b + (16 + b + 1) / g + 4 / (N g).
 Paper: SliM-LLM (arXiv 2405.14917). Differs from its code: the number of exchanged bits is found by the rounding costs
 of the layer's own columns, not by a divergence of softmaxed outputs; n = 0 is a candidate; its weighting of salient
 entries in the search of ranges is the weighting of their columns; zero points have b + 1 bits in every group.
@@ -27,7 +27,7 @@ from lowbit.core.records import Side
 
 @dataclass(frozen=True)
 class MixedWidths:
-    """bits: 2 to 7 on average. range: how end points are found, and d."""
+    """average: 2 to 7 bits. range: how end points are found, and d."""
 
     average: int = 2
     range: HessianRange = HessianRange()
@@ -72,8 +72,8 @@ class MixedWidths:
         return scale * torch.where(width == 1, 2 * steps - 1, steps - zero)
 
     @property
-    def _widths(self) -> range:
-        return range(self.average - 1, self.average + 2)
+    def _widths(self) -> tuple[int, int, int]:
+        return self.average - 1, self.average, self.average + 1
 
     def _fit(self, groups: Tensor, costs: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         """Scale and zero point [R, G] of groups at so many bits."""

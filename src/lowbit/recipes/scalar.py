@@ -29,7 +29,7 @@ def rtn(bits: int = 4, group_size: GroupSize = "row", symmetric: bool = False, r
         range: end points by "minmax", by searched mean error ("mse", |error|^2.4), or weighted by the "hessian".
     """
     statistic = SecondMoment() if range == "hessian" else Isotropic()
-    code = IntegerGrid(bits, _whole_row(group_size), symmetric, _range(range), scales="static")
+    code = IntegerGrid(bits, whole_row(group_size), symmetric, range_named(range), scales="static")
     return Recipe("rtn", statistic, NoTransform(), code, Nearest(), refresh="block")
 
 
@@ -66,20 +66,22 @@ def optq(
         refresh: "input" recomputes inputs after each group of layers that share one (the paper's true-sequential
             order), "block" once per decoder block, faster and slightly less exact.
     """
-    group_size = _whole_row(group_size)
+    group_size = whole_row(group_size)
     scales: Literal["dynamic", "static"] = "static" if static_groups else "dynamic"
-    code = IntegerGrid(bits, group_size, symmetric, _range(range), scales)
+    code = IntegerGrid(bits, group_size, symmetric, range_named(range), scales)
     transform: Transform = NoTransform()
     if act_order:
         transform = StaticOrder() if code.refit_every == 0 else ActOrder()
     return Recipe("optq", SecondMoment(), transform, code, Ldlq(damping), refresh=refresh)
 
 
-def _whole_row(group_size: GroupSize) -> GroupSize:
+def whole_row(group_size: GroupSize) -> GroupSize:
+    """The group size, -1 meaning the whole row, as elsewhere in the field."""
     return "row" if group_size == -1 else group_size
 
 
-def _range(name: RangeName) -> Range:
+def range_named(name: RangeName) -> Range:
+    """The range of that name, with its usual settings."""
     ranges: dict[str, Range] = {"minmax": MinMax(), "mse": SearchedRange(), "hessian": HessianRange()}
     if name not in ranges:
         raise BadRequest(f"range={name!r}: must be one of {', '.join(ranges)}.")

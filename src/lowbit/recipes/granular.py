@@ -1,0 +1,51 @@
+"""Methods that choose how fine scales are, or where bits go inside a layer: DGQ, SliM-LLM.
+
+g is the group size; K inputs, N outputs.
+"""
+
+from lowbit.codes import DualGrained, Exchanged, HessianRange, LaidOut, Lookup, MixedWidths
+from lowbit.core.recipe import Recipe, Refresh
+from lowbit.rounding import Ldlq
+from lowbit.statistics import SecondMoment
+from lowbit.transforms import NoTransform
+
+
+def dgq(bits: int = 4, group_size: int = 128, damping: float = 0.01, refresh: Refresh = "input") -> Recipe:
+    """DGQ: whole-number scales of groups under one float scale a row, for products in 8-bit integers.
+
+    Paper: Zhang, Fan, Tao, et al.: Dual Grained Quantization: Efficient Fine-Grained Quantization for LLM, 2023, arXiv
+    2310.04836.
+
+    Bits per weight: b + (8 + b) / g + 16 / K.
+
+    Differs from the authors' code: weights only; both searches weigh squared errors by column, with all calibration
+    data, where theirs measure the last batch; groups are estimated anew as rounding reaches them.
+
+    Args:
+        bits: 1 to 6.
+        group_size: columns of a row that share a whole-number scale and a zero point.
+        damping: added to diag(H), as a fraction of its mean; >= 0.
+        refresh: "input" recomputes inputs after each group of layers that share one, "block" once per decoder block.
+    """
+    code = Lookup(DualGrained(bits, HessianRange(0.8, 20)), group_size)
+    return Recipe("dgq", SecondMoment(), NoTransform(), code, Ldlq(damping), refresh=refresh)
+
+
+def slim_llm(bits: int = 2, group_size: int = 128, damping: float = 0.01, refresh: Refresh = "input") -> Recipe:
+    """SliM-LLM: salient groups get a bit more and as many others a bit less, rounded by OPTQ.
+
+    Paper: Huang, Qin, Liu, et al.: SliM-LLM: Salience-Driven Mixed-Precision Quantization for Large Language Models,
+    ICML 2025, arXiv 2405.14917.
+
+    Bits per weight: b + (16 + b + 1) / g + 4 / (N g).
+
+    Differs from the authors' code: see `codes.mixed`.
+
+    Args:
+        bits: 2 to 7, on average.
+        group_size: columns that have the same number of bits, and in each row a scale.
+        damping: added to diag(H), as a fraction of its mean; >= 0.
+        refresh: "input" recomputes inputs after each group of layers that share one, "block" once per decoder block.
+    """
+    code = LaidOut(Lookup(MixedWidths(bits, HessianRange(damping=damping)), group_size), Exchanged(bits))
+    return Recipe("slim_llm", SecondMoment(), NoTransform(), code, Ldlq(damping), refresh=refresh)

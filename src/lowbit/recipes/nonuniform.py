@@ -1,0 +1,132 @@
+"""Methods whose levels are found in the weights: clusters of a row, shared tables, low-rank tables, vectors.
+
+g is the group size, or K for "row"; K inputs, N outputs.
+"""
+
+from typing import Literal
+
+from lowbit.codes import ClusteredLevels, Lookup, LowRankLevels, SharedLevels, VectorCodebook
+from lowbit.core.recipe import Recipe, Refresh
+from lowbit.recipes.scalar import GroupSize, whole_row
+from lowbit.rounding import Ldlq, Nearest
+from lowbit.statistics import SecondMoment
+from lowbit.transforms import NoTransform
+
+
+def squeezellm(bits: int = 3, group_size: GroupSize = "row") -> Recipe:
+    """SqueezeLLM's dense part: free levels for each row by sensitivity-weighted k-means.
+
+    Paper: Kim, Hooper, Gholami, Dong, Li, Shen, Mahoney, Keutzer: SqueezeLLM: Dense-and-Sparse Quantization, ICML
+    2024, arXiv 2306.07629.
+
+    Bits per weight: b + 16 2^b / g.
+
+    Differs from the authors' code: sensitivity is diag(H) of the layer's inputs, where theirs is the squared gradient
+    of each weight; clusters are the best there are, where theirs are 50 Lloyd iterations from k-means++; outliers are
+    a side-car, not chosen here.
+
+    Args:
+        bits: 1 to 8.
+        group_size: columns of a row that share a table; "row" or -1 for the whole row, "tensor" for the whole layer.
+    """
+    code = Lookup(ClusteredLevels(bits, "diagonal"), whole_row(group_size), "static")
+    return Recipe("squeezellm", SecondMoment(), NoTransform(), code, Nearest())
+
+
+def jlcm(bits: int = 2, tables: int = 16, damping: float = 0.01, refresh: Refresh = "input") -> Recipe:
+    """JLCM: a few tables for the layer, each for the rows that are alike.
+
+    Paper: Yvinec, Dapogny, Bailly: Network Memory Footprint Compression Through Jointly Learnable Codebooks and
+    Mappings, ICLR 2024, arXiv 2309.17361.
+
+    Bits per weight: b + 16 T 2^b / (N K) + ceil(log2 T) / K for T tables.
+
+    Differs from the paper: rows stay in place and store which table is theirs; tables and rows' choices are found
+    together by alternation, codes by feedback; no gradients.
+
+    Args:
+        bits: 1 to 8.
+        tables: 1 to 256; 1 is one table for the layer.
+        damping: added to diag(H), as a fraction of its mean; >= 0.
+        refresh: "input" recomputes inputs after each group of layers that share one, "block" once per decoder block.
+    """
+    code = Lookup(SharedLevels(bits, tables, "conditional"))
+    return Recipe("jlcm", SecondMoment(), NoTransform(), code, Ldlq(damping), refresh=refresh)
+
+
+def lcq(
+    bits: int = 2, rank: int = 2, group_size: GroupSize = 64, damping: float = 0.01, refresh: Refresh = "input"
+) -> Recipe:
+    """LCQ: the tables of all groups are combinations of a few directions that the layer shares.
+
+    Paper: Cai, Li: LCQ: Low-Rank Codebook based Quantization for Large Language Models, 2024, arXiv 2405.20973.
+
+    Bits per weight: b + 16 (rank + 1) / g + 16 rank 2^b / (N K).
+
+    Differs from the paper (no code is public): directions and groups' numbers are fitted to the weights, column by
+    column as costly as their errors are, not trained on block outputs; groups' numbers are float16, not quantized
+    again; codes are rounded with feedback.
+
+    Args:
+        bits: 1 to 8.
+        rank: 1 to 2^bits - 1; 1 bends all groups' grids alike.
+        group_size: columns of a row that share a table; "row" or -1 for the whole row, "tensor" for the whole layer.
+        damping: added to diag(H), as a fraction of its mean; >= 0.
+        refresh: "input" recomputes inputs after each group of layers that share one, "block" once per decoder block.
+    """
+    code = Lookup(LowRankLevels(bits, rank), whole_row(group_size))
+    return Recipe("lcq", SecondMoment(), NoTransform(), code, Ldlq(damping), refresh=refresh)
+
+
+def gptvq(
+    bits: int = 2, dimension: int = 2, group_size: int = 256, damping: float = 0.01, refresh: Refresh = "input"
+) -> Recipe:
+    """GPTVQ: vectors of inputs, with a codebook for each group of columns found when rounding reaches it.
+
+    Paper: van Baalen, Kuzmin, Nagel et al.: GPTVQ: The Blessing of Dimensionality for LLM Quantization, 2024, arXiv
+    2402.15319.
+
+    Bits per weight: b + 16 d 2^(b d) / (N g).
+
+    Differs from the authors' code: vectors are encoded and fed back jointly, in the metric of block LDLQ; a codebook
+    serves all rows and is float16, where theirs serves some and is 8 bits; no block scales (chain ChannelScales).
+
+    Args:
+        bits: of an index for each weight; bits x dimension is at most 16.
+        dimension: weights of a vector, d.
+        group_size: columns that share a codebook.
+        damping: added to diag(H), as a fraction of its mean; >= 0.
+        refresh: "input" recomputes inputs after each group of layers that share one, "block" once per decoder block.
+    """
+    code = VectorCodebook(dimension, bits * dimension, group_size=group_size, codebooks="dynamic")
+    return Recipe("gptvq", SecondMoment(), NoTransform(), code, Ldlq(damping), refresh=refresh)
+
+
+def vptq(
+    dimension: int = 4,
+    bits: int = 8,
+    residual_bits: int = 0,
+    group_size: int | Literal["tensor"] = "tensor",
+    damping: float = 0.01,
+    refresh: Refresh = "input",
+) -> Recipe:
+    """VPTQ: vectors of outputs, so that OPTQ's feedback between columns is kept whole; a second stage if wanted.
+
+    Paper: Liu, Wen, Wang et al.: VPTQ: Extreme Low-bit Vector Post-Training Quantization for Large Language Models,
+    EMNLP 2024, arXiv 2409.17066.
+
+    Bits per weight: (b + r) / d + 16 d (2^b + 2^r) / (N g), without the 2^r where r is 0; g is K for "tensor".
+
+    Differs from the authors' code: no finer codebook for outlier columns (a side-car of kept columns does that), no
+    normalised weights (a transform), no fine-tuning.
+
+    Args:
+        dimension: outputs of a vector, d; must divide N.
+        bits: of an index, b; 12 in the paper, for models of billions.
+        residual_bits: of the second stage's index, r; 0 for none.
+        group_size: columns that share codebooks, or "tensor".
+        damping: added to diag(H), as a fraction of its mean; >= 0.
+        refresh: "input" recomputes inputs after each group of layers that share one, "block" once per decoder block.
+    """
+    code = VectorCodebook(dimension, bits, residual_bits, "outputs", group_size, "diagonal")
+    return Recipe("vptq", SecondMoment(), NoTransform(), code, Ldlq(damping), refresh=refresh)
