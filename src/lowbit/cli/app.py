@@ -35,7 +35,12 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pret
 
 ModelArgument = Annotated[str, typer.Argument(help="A model folder or a name on the hub.", metavar="MODEL")]
 RecipeOption = Annotated[str, typer.Option("--recipe", help="A recipe's name (see `lowbit recipes`) or a .toml file.")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="A setting of the recipe, such as bits=3.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="A setting of the recipe, such as bits=3, or one of its parts, such as rounder=Beam(16)."
+    ),
+]
 OverrideOption = Annotated[
     list[str] | None, typer.Option("--override", help="PATTERN:bits=4 for the layers that match, or PATTERN:file.toml.")
 ]

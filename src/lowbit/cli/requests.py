@@ -1,4 +1,4 @@
-"""From what a user typed to recipes: `--recipe NAME --set bits=3 --override '*.down_proj:bits=4'`."""
+"""From what a user typed to recipes: `--set bits=3 --set 'rounder=Beam(16)' --override '*.down_proj:bits=4'`."""
 
 import json
 from collections.abc import Sequence
@@ -12,14 +12,27 @@ Settings = dict[str, object]
 
 
 def parse_settings(texts: Sequence[str]) -> Settings:
-    """`name=value` pairs; a value is a number, true, false, or else a word. One text may hold several, by commas."""
+    """`name=value` pairs; a value is a number, true, false, or else a word. One text may hold several, by commas
+    outside brackets."""
     settings: Settings = {}
-    for text in (part for given in texts for part in given.split(",")):
+    for text in (part for given in texts for part in _split(given)):
         name, equals, value = text.partition("=")
         if not equals or not name.strip():
             raise BadRequest(f"Setting {text!r}: must be name=value, such as bits=3.")
         settings[name.strip().replace("-", "_")] = _value(value.strip())
     return settings
+
+
+def _split(text: str) -> list[str]:
+    """The pieces of a text between the commas that are not inside brackets."""
+    pieces, depth = [""], 0
+    for letter in text:
+        depth += (letter in "([") - (letter in ")]")
+        if letter == "," and depth <= 0:
+            pieces.append("")
+        else:
+            pieces[-1] += letter
+    return pieces
 
 
 def _value(text: str) -> object:
