@@ -1,6 +1,5 @@
 """Runs that are killed and resumed end in the same bytes; unfinished folders load as nothing."""
 
-import json
 import os
 import signal
 import subprocess
@@ -14,6 +13,7 @@ import lowbit
 from lowbit.core.errors import BadRequest
 from lowbit.pipeline.journal import Journal, exclusive
 from lowbit.pipeline.quantize import Calibration, Options
+from pipeline.killing import Killed, kill_at
 from pipeline.tiny import contents, save_tiny
 
 CALIBRATION = Calibration(samples=4, length=32)
@@ -21,10 +21,6 @@ RECIPE = lowbit.recipes.optq(bits=3, group_size=16)
 
 
 LINES = 1 + 14 + 2  # the run, its layers, quantized, checked
-
-
-class Killed(BaseException):
-    """Stands for the end of the process: nothing catches it."""
 
 
 @pytest.fixture(scope="module")
@@ -42,24 +38,6 @@ def finished(model, tmp_path_factory):
 def run(model, out, **changed):
     settings = {"calibration": CALIBRATION, "options": Options(resume=out.exists())}
     return lowbit.quantize(model, out, RECIPE, **(settings | changed))
-
-
-def kill_at(monkeypatch, line, when):
-    """Die at a journal line: "before" it is written, in its "middle", or right "after"."""
-    record, written = Journal.record, [0]
-
-    def dying(self, kind, name, data):
-        written[0] += 1
-        if written[0] != line:
-            return record(self, kind, name, data)
-        if when == "middle":
-            with self.path.open("ab") as file:
-                file.write(json.dumps({"kind": kind, "name": name}).encode()[:-4])
-        if when == "after":
-            record(self, kind, name, data)
-        raise Killed
-
-    monkeypatch.setattr(Journal, "record", dying)
 
 
 @pytest.mark.parametrize(

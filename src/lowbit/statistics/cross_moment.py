@@ -44,12 +44,12 @@ class CrossMoments:
 
 @dataclass(frozen=True)
 class CrossMoment:
-    """H = E[z z^T] and the target W'. damping: lambda as a fraction of the largest eigenvalue of H, 0 to 1."""
+    """H = E[z z^T] and the target W'. damping: lambda as a fraction of the largest eigenvalue of H, 0 to 0.01."""
 
     damping: float = 1e-6
 
     def __post_init__(self) -> None:
-        require(0 <= self.damping <= 1, f"CrossMoment(damping={self.damping!r}): must be 0 to 1. Use 1e-6.")
+        require(0 <= self.damping <= 0.01, f"CrossMoment(damping={self.damping!r}): must be 0 to 0.01. Use 1e-6.")
 
     @property
     def reads(self) -> frozenset[Observable]:
