@@ -12,6 +12,7 @@ from lowbit.codes import (
     Lookup,
     LowRankLevels,
     MixedWidths,
+    PartialBinary,
     Planes,
     ScaledLevels,
     Scales,
@@ -50,12 +51,14 @@ LAID_OUT = {
     "fp6 in two planes": LaidOut(Lookup(ScaledLevels("e3m2")), Planes(4, 2)),
     "ternary digits": LaidOut(Lookup(ScaledLevels("ternary", range=_SEARCHED), 12), Digits(3)),
     "mixed widths": LaidOut(Lookup(MixedWidths(2), 4), Exchanged(2)),
+    "partly binary": PartialBinary(0.2, 8),
+    "partly binary, by magnitude": PartialBinary(0.1, "row", "none"),
     "mixed widths, static": LaidOut(Lookup(MixedWidths(3), 8, "static"), Exchanged(3)),
 }
 
 LOOKUP_PARTS = [
     *(code.tables for code in LOOKUPS.values()),
-    *(code.layout for code in LAID_OUT.values()),
+    *(code.layout for code in LAID_OUT.values() if isinstance(code, LaidOut)),
     MixedWidths(),
     *(Scales(), LeastSquares(), TwoStep()),
 ]
@@ -78,6 +81,7 @@ LOOKUP_RECIPES = {
     "vptq": {"dimension": 2, "bits": 3, "residual_bits": 2},
     "gptqt": {"bits": 2, "fine_bits": 3},
     "db_llm": {"group_size": 12},
+    "pb_llm": {"group_size": 12},
     "dgq": {"group_size": 8},
     "slim_llm": {"group_size": 4},
 }

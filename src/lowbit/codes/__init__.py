@@ -18,6 +18,7 @@ from lowbit.codes.lookup import Lookup as Lookup
 from lowbit.codes.lowrank import LowRankLevels as LowRankLevels
 from lowbit.codes.midrise import MidriseGrid as MidriseGrid
 from lowbit.codes.mixed import MixedWidths as MixedWidths
+from lowbit.codes.partial import PartialBinary as PartialBinary
 from lowbit.codes.ranges import HessianRange as HessianRange
 from lowbit.codes.ranges import MinMax as MinMax
 from lowbit.codes.ranges import SearchedRange as SearchedRange

@@ -12,6 +12,7 @@ from lowbit.recipes.beside import quantease_outlier as quantease_outlier
 from lowbit.recipes.beside import spqr as spqr
 from lowbit.recipes.binary import db_llm as db_llm
 from lowbit.recipes.binary import gptqt as gptqt
+from lowbit.recipes.binary import pb_llm as pb_llm
 from lowbit.recipes.calibrated import boa as boa
 from lowbit.recipes.calibrated import qronos as qronos
 from lowbit.recipes.calibrated import rsq as rsq

@@ -1,9 +1,9 @@
-"""Methods whose codes are planes of bits: GPTQT, DB-LLM.
+"""Methods whose codes are planes of bits: GPTQT, DB-LLM, PB-LLM.
 
 g is the group size, or K for "row"; K inputs, N outputs.
 """
 
-from lowbit.codes import BinaryCoding, LeastSquares, Lookup, TwoStep
+from lowbit.codes import BinaryCoding, LeastSquares, Lookup, PartialBinary, TwoStep
 from lowbit.core.recipe import Recipe, Refresh
 from lowbit.recipes.scalar import GroupSize, whole_row
 from lowbit.rounding import Ldlq
@@ -57,3 +57,25 @@ def db_llm(bits: int = 2, group_size: GroupSize = 64, damping: float = 0.01, ref
     """
     code = Lookup(BinaryCoding(bits, "zero one", LeastSquares(), "conditional"), whole_row(group_size))
     return Recipe("db_llm", SecondMoment(), NoTransform(), code, Ldlq(damping), refresh=refresh)
+
+
+def pb_llm(
+    fraction: float = 0.1, group_size: GroupSize = 128, damping: float = 0.01, refresh: Refresh = "input"
+) -> Recipe:
+    """PB-LLM: the most salient weights at eight bits, the others one bit, rounded by OPTQ.
+
+    Paper: Shang, Yuan, Wu, Dong: PB-LLM: Partially Binarized Large Language Models, ICLR 2024, arXiv 2310.00034.
+
+    Bits per weight: 2 + 7 c / K + 32 / g + 32 / K for c = fraction x K salient weights a row; the paper leaves out the
+    mask's bit.
+
+    Differs from the authors' code: see `codes.partial`; nothing is trained.
+
+    Args:
+        fraction: of each row's weights that are salient, above 0 to 1.
+        group_size: columns of a row that share levels; "row" or -1 for the whole row, "tensor" for the whole layer.
+        damping: added to diag(H), as a fraction of its mean; >= 0.
+        refresh: "input" recomputes inputs after each group of layers that share one, "block" once per decoder block.
+    """
+    code = PartialBinary(fraction, whole_row(group_size))
+    return Recipe("pb_llm", SecondMoment(), NoTransform(), code, Ldlq(damping), refresh=refresh)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from lowbit.core.errors import BadRequest
 from lowbit.core.recipe import Recipe, to_dict
 from lowbit.recipes.beside import easyquant, lorc, lq_lora, owq, quantease_outlier, spqr
-from lowbit.recipes.binary import db_llm, gptqt
+from lowbit.recipes.binary import db_llm, gptqt, pb_llm
 from lowbit.recipes.calibrated import boa, qronos, rsq
 from lowbit.recipes.expression import SLOTS, with_parts
 from lowbit.recipes.floats import block_float, dint, llm_fp4, normal_float, nupes, ternary, zeroquant_fp6
@@ -48,6 +48,7 @@ _METHODS: tuple[Callable[..., Recipe], ...] = (
     vptq,
     gptqt,
     db_llm,
+    pb_llm,
     dgq,
     slim_llm,
 )
