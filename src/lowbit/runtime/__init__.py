@@ -2,6 +2,7 @@
 
 from lowbit.runtime import fitting as fitting
 from lowbit.runtime import integer as integer
+from lowbit.runtime import trellis as trellis
 from lowbit.runtime.experts import LinearExperts as LinearExperts
 from lowbit.runtime.experts import is_fused_experts as is_fused_experts
 from lowbit.runtime.linear import QuantizedLinear as QuantizedLinear

@@ -1,0 +1,87 @@
+"""The packed trellis kernels against their references, where words and vectors fit a tile and where they do not."""
+
+import numba
+import pytest
+import torch
+
+from lowbit.codes.trellis_values import HASHES, value_table
+from lowbit.kernels import trellis_product
+from lowbit.kernels.trellis_lanes import DOT_SUM, PORTABLE_SUM, TABLE
+from lowbit.kernels.trellis_product import (
+    ByteSum,
+    PackedTrellis,
+    decode_reference,
+    decode_rows,
+    has_dot_product,
+    product,
+    product_reference,
+)
+
+# N, K, tile, b, L, values, V. A kernel is compiled for each row, so there are no more than differ in kind.
+CASES = {
+    "strips, 2 bits": (512, 40, (256, 1), 2, 16, "mul1", 1),
+    "pairs of columns, 3 bits": (256, 20, (128, 2), 3, 14, "1mad", 1),
+    "squares, 4 bits": (32, 64, (16, 16), 4, 16, "strata", 1),
+    "low tiles, idle lanes and steps": (100, 34, (58, 2), 2, 12, "gaussian", 1),
+    "words that are no bytes": (24, 16, (8, 8), 5, 10, "gaussian", 1),
+    "sequences shorter than a word, two weights a step": (10, 12, (4, 3), 3, 6, "gaussian", 2),
+}
+
+
+def packed(case, closed=True, row_scales=True):
+    n, k, tile, bits, length, values, dimension = CASES[case]
+    generator = torch.Generator().manual_seed(bits)
+    stream_bits = tile[0] * tile[1] // dimension * bits
+    shape = (-(-n // tile[0]), k // tile[1], -(-stream_bits // 8))
+    codes = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    codes[..., -1] >>= -stream_bits % 8
+    scale = (torch.rand(n if row_scales else 1, generator=generator) + 0.5).half()
+    table = value_table(values, length, dimension, bits)
+    byte_sum = ByteSum(*HASHES[values]) if values in ("mul1", "1mad") else None
+    return PackedTrellis(codes, scale, n, tile, bits, closed, table, byte_sum)
+
+
+def kinds(layer):
+    sums = [PORTABLE_SUM, *([DOT_SUM] if has_dot_product() else [])]
+    return sums if layer.byte_sum else [TABLE]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("closed", [True, False])
+def test_decoding_gives_the_values_bit_for_bit(case, closed):
+    layer = packed(case, closed, row_scales=closed)
+    n, height = layer.rows, layer.tile[0]
+    assert torch.equal(decode_rows(layer, 0, n), decode_reference(layer, 0, n))
+    assert torch.equal(decode_rows(layer, height, n), decode_reference(layer, height, n))
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("closed", [True, False])
+def test_the_product_is_that_of_the_decoded_values(case, closed):
+    """To the accuracy of a float32 sum: nothing is rounded on the way."""
+    layer = packed(case, closed, row_scales=closed)
+    dense = decode_reference(layer, 0, layer.rows).double()
+    for tokens in (1, 6):
+        x = torch.randn(tokens, dense.shape[1], generator=torch.Generator().manual_seed(tokens))
+        exact = x.double() @ dense.T
+        for kind in kinds(layer):
+            assert (product(layer, x, kind) - exact).abs().max() < 2e-6 * exact.abs().max()
+        assert (product_reference(layer, x) - exact).abs().max() < 2e-6 * exact.abs().max()
+
+
+def test_tasks_and_runs_of_tiles_add_up(monkeypatch):
+    """More tiles in a row than are spread at a time, and than one task has."""
+    layer = packed("strips, 2 bits")
+    wide = PackedTrellis(
+        layer.codes[:1].repeat(1, 30, 1), layer.scale[:256], 256, layer.tile, 2, True, layer.values, layer.byte_sum
+    )
+    x = torch.randn(1, 1200, generator=torch.Generator().manual_seed(0))
+    exact = x.double() @ decode_reference(wide, 0, 256).double().T
+    monkeypatch.setattr(trellis_product, "_WEIGHTS_OF_A_THREAD", 1)
+    answers = []
+    for threads in sorted({1, numba.config.NUMBA_NUM_THREADS}):
+        numba.set_num_threads(threads)
+        answers.append(product(wide, x))
+    numba.set_num_threads(1)
+    assert (answers[0] - exact).abs().max() < 2e-6 * exact.abs().max()
+    assert all(torch.equal(answers[0], answer) for answer in answers)
