@@ -224,6 +224,7 @@ SIDE_CARS = {
     "low rank": LowRank(2),
     "low rank of the error, int8": LowRank(3, "identity", "int8"),
     "full rank, in turns": LowRank(6, "diagonal", turns=3),
+    "low rank of what codes left": LowRank(2, "identity", first="codes"),
     "toy: low rank": toys.LowRank(2),
 }
 

@@ -22,6 +22,8 @@ ERROR = PROBLEM.weight - W_HAT
 
 
 def fitted(side_car, problem=PROBLEM, w_hat=W_HAT):
+    """The correction of given codes, beside which nothing was before."""
+    side_car = replace(side_car, first="codes")
     return side_car.fit(problem, side_car.start(problem), w_hat)
 
 
@@ -104,6 +106,23 @@ def test_corrects_what_feedback_left():
     assert corrected.stats["loss"] < 0.9 * plain.stats["loss"]
 
 
+@pytest.mark.parametrize("turns", [1, 4])
+def test_factors_first_leave_less_to_the_codes(turns):
+    """Where the weight has large regular components, as those of models do."""
+    generator, losses = torch.Generator().manual_seed(3), []
+    regular = 4 * torch.randn(48, 2, generator=generator).double() @ torch.randn(2, 64, generator=generator).double()
+    problem, recipe = replace(PROBLEM, weight=PROBLEM.weight + regular), optq(bits=2)
+    for first in ("factors", "codes"):
+        side_car = LowRank(4, turns=turns, first=first)
+        losses.append(quantize_layer(problem, replace(recipe, side_car=side_car), stream(0, "first")).stats["loss"])
+    assert losses[0] < losses[1]
+
+
+def test_codes_first_in_one_turn_leaves_the_codes_as_they_were():
+    corrected = quantize_layer(PROBLEM, replace(optq(bits=2), side_car=LowRank(4, first="codes")), stream(0, "codes"))
+    assert torch.equal(corrected.codes, quantize_layer(PROBLEM, optq(bits=2), stream(0, "codes")).codes)
+
+
 def test_a_correction_that_would_harm_is_left_out():
     """The plain metric does not see that the large errors do not matter."""
     hessian = torch.diag(torch.tensor([1.0] + [1e-9] * 7, dtype=torch.float64))
@@ -126,6 +145,7 @@ def test_settings_out_of_range_are_refused():
         ({"rank": 0}, "rank=0.*at least 1"),
         ({"turns": 0}, "turns=0.*at least 1"),
         ({"metric": "fisher"}, "metric='fisher'.*identity, diagonal, hessian"),
+        ({"first": "bits"}, "first='bits'.*factors, codes"),
         ({"dtype": "int4"}, "dtype='int4'.*float16, int8"),
     ):
         with pytest.raises(BadRequest, match=message):

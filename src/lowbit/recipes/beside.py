@@ -63,8 +63,8 @@ def quantease_outlier(
 
     Bits per weight: b + (16 + b) / g + f (16 + i) + ceil(log2(K + 1)) / K, f the fraction of outliers.
 
-    Differs from the paper: codes start from OPTQ's in each turn; steps are taken in units of the inputs' sizes and
-    outliers refitted after each (see `sidecars.thresholding`); the best turn is kept.
+    Differs from the paper: codes start from OPTQ's in each turn; outliers are refitted after they are chosen (see
+    `sidecars.thresholding`); the best turn is kept.
 
     Args:
         bits: 1 to 8.
@@ -170,7 +170,7 @@ def lorc(
         refresh: "input" recomputes inputs after each group of layers that share one, "block" once per decoder block.
     """
     base = optq(bits, group_size, symmetric, damping=damping, refresh=refresh)
-    return replace(base, name="lorc", side_car=LowRank(rank, metric, dtype))
+    return replace(base, name="lorc", side_car=LowRank(rank, metric, dtype, first="codes"))
 
 
 def lq_lora(
@@ -190,8 +190,8 @@ def lq_lora(
     Bits per weight: b + (16 + b) / g + 16 r (N + K) / (N K), 8 r (N + K + 4) / (N K) for int8 factors.
 
     Differs from the authors' code: an integer grid where theirs is NormalFloat; weights of the errors from diag(H),
-    where theirs come from the Fisher information; the codes come first, so no turn is worse than correcting once; all
-    turns are taken, where theirs stop at the first that is worse. Finetuning and the choice of bits are left out.
+    where theirs come from the Fisher information; all turns are taken, where theirs stop at the first that is worse.
+    Finetuning and the choice of bits are left out.
 
     Args:
         bits: 1 to 8.

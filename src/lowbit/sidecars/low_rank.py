@@ -8,11 +8,15 @@ where the metric M says which errors count: M = I (the SVD of E, LoRC), M = diag
 which for weights w_ij = H_jj are exactly this), or M = H, the loss itself. This is SVD(E M^1/2) M^-1/2 without a square
 root or an inverse of M. With more turns codes and factors alternate, and the best turn is kept.
 
+The factors may also come first, for E = W: the codes then round what is left of W, whose range is smaller where W has
+large regular components. On the layers of two small models (3 bits, ranks 2 and 8, one to eight turns, to nearest or
+with feedback) the loss was 7 to 26 % lower for it, so it is the default; on white weights it is higher.
+
 Bits: 16 r (N + K) / (N K) in float16; 8 r (N + K + 4) / (N K) in int8, with a float16 scale for each of the r columns
 of A and rows of B.
 Cost: a few products of E and M with 2 r + 32 vectors a step; at run time r (N + K) multiply-adds a token.
-Papers: ZeroQuant-V2 (arXiv 2303.08302), LQ-LoRA (arXiv 2311.12023). Differs: factors are kept only where they lower the
-loss; LQ-LoRA starts its alternation with the factors, here the codes come first, so that its first turn is LoRC.
+Papers: ZeroQuant-V2 (arXiv 2303.08302), codes first; LQ-LoRA (arXiv 2311.12023), factors first. Differs: factors are
+replaced only where that lowers the loss; all turns are taken.
 """
 
 from collections.abc import Mapping
@@ -59,13 +63,14 @@ class Factors:
 class LowRank:
     """rank: r, 1 to the smaller side of the layer. metric: which errors count. dtype: of the factors as stored.
 
-    turns: >= 1 of rounding and factoring.
+    turns: >= 1 of rounding and factoring. first: what is left for the other: "factors" of W, or "codes".
     """
 
     rank: int = 8
     metric: Metric = "hessian"
     dtype: Literal["float16", "int8"] = "float16"
     turns: int = 1
+    first: Literal["factors", "codes"] = "factors"
 
     def __post_init__(self) -> None:
         require(self.rank >= 1, f"LowRank(rank={self.rank}): must be at least 1. Use 8.")
@@ -73,6 +78,7 @@ class LowRank:
         for name, value, known in (
             ("metric", self.metric, ("identity", "diagonal", "hessian")),
             ("dtype", self.dtype, ("float16", "int8")),
+            ("first", self.first, ("factors", "codes")),
         ):
             require(value in known, f"LowRank({name}={value!r}): must be one of {', '.join(known)}.")
 
@@ -84,7 +90,8 @@ class LowRank:
 
     def start(self, problem: LayerProblem) -> Factors:
         n, k = problem.shape
-        return self._factors(torch.zeros(n, self.rank), torch.zeros(self.rank, k))
+        none = self._factors(torch.zeros(n, self.rank), torch.zeros(self.rank, k))
+        return none if self.first == "codes" else self.fit(problem, none, torch.zeros_like(problem.weight))
 
     def rest(self, problem: LayerProblem, correction: Correction) -> LayerProblem:
         return replace(problem, weight=problem.weight - correction.dense())
