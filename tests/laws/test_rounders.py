@@ -10,11 +10,11 @@ from laws.statements import (
     law_identity_hessian_means_nearest,
     law_side_car_pays,
 )
-from laws.tables import CODES, COLUMN_BY_COLUMN, ONE_SCALE, PAIRS, ROUNDERS, SIDE_CARS, has_one_scale
+from laws.tables import CODES, COLUMN_BY_COLUMN, NOT_NEAREST, PAIRS, ROUNDERS, SIDE_CARS, has_one_scale
 from lowbit.core.errors import BadRequest
 from lowbit.rounding import Ldlq, Nearest, RefittedScales
 
-NEAREST_PAIRS = {name: pair for name, pair in PAIRS.items() if name.partition(" | ")[0] not in ONE_SCALE}
+NEAREST_PAIRS = {name: pair for name, pair in PAIRS.items() if name.partition(" | ")[0] not in NOT_NEAREST}
 
 RUNS_AWAY = ("symmetric groups",)
 """One bit in dynamic groups with min-max ranges: the range of each group grows with the errors it is to absorb."""

@@ -6,17 +6,16 @@ import pytest
 import torch
 
 from laws.problems import correlated
-from laws.tables import COLUMN_BY_COLUMN, ROUNDERS
+from laws.tables import COLUMN_BY_COLUMN, NOT_NEAREST, ROUNDERS
 from laws.toys import Codebook
 from lowbit.codes import IntegerGrid
 from lowbit.core.problem import LayerProblem
 from lowbit.core.records import Side
-from lowbit.rounding import RefittedScales
 
 TRIES = [correlated(seed, n=2, k=3, tokens=12) for seed in range(60)]
 CODE = IntegerGrid(2)
-# Rounders that round with the scales that the code fitted.
-KEEPING = {name: rounder for name, rounder in ROUNDERS.items() if not isinstance(rounder, RefittedScales)}
+# Rounders that aim at the weight with the scales that the code fitted to it.
+KEEPING = {name: rounder for name, rounder in ROUNDERS.items() if name not in NOT_NEAREST}
 
 
 def best_loss(problem: LayerProblem, side: Side | None = None) -> float:

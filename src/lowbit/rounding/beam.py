@@ -51,7 +51,7 @@ class Beam:
         require(self.slab >= 1, f"Beam(slab={self.slab}): must be at least 1. Use 128.")
 
     def round(self, problem: LayerProblem, code: Code) -> Rounded:
-        require_levels(self, code, problem.shape, "Use CoordinateDescent(Ldlq()), which betters any code's rounding.")
+        require_levels(self, code, problem.shape, "Use Ldlq, or CoordinateDescent(Ldlq()), which betters it.")
         factor = unit_upper_factor(problem.hessian, self.damping)
         search = _Search(self, code, problem.shape, factor.diagonal)
         rounded = round_with_feedback(problem, code, factor.unit_upper, problem.shape[1], search)

@@ -48,8 +48,10 @@ def row_feedback(problem: LayerProblem, code: Code, damping: float) -> RowFeedba
     strict = unit_tiles(factor.unit_upper, height).to(problem.weight.dtype)
     for tile in range(0, len(G), height):
         strict[tile : tile + height, tile : tile + height] = 0
-    encode = _Rows(code, problem.shape, strict, tuple(waves(G, height)), height)
-    return RowFeedback(encode, _outcomes(damping, factor.damping, bool(strict.any())))
+    outcomes = () if factor.damping == damping else (_row_damping_raised(damping, factor.damping),)
+    if not bool(strict.any()):
+        return RowFeedback(code.encode_with_feedback, (*outcomes, _COVERED))
+    return RowFeedback(_Rows(code, problem.shape, strict, tuple(waves(G, height)), height), outcomes)
 
 
 def rows_apart(rounder: object, problem: LayerProblem) -> tuple[Outcome, ...]:
@@ -190,22 +192,16 @@ def nearest_levels(
     return known.codes[rows].gather(2, index)[:, :, 0], known.values[rows].gather(2, index)[:, :, 0]
 
 
-def _outcomes(asked: float, used: float, fed: bool) -> tuple[Outcome, ...]:
-    found = []
-    if used != asked:
-        found.append(
-            Outcome(
-                "row damping raised",
-                f"The row Hessian was not positive definite with damping {asked:g}; {used:g} was used.",
-                "Use more calibration tokens, or ask for this damping.",
-            )
-        )
-    if not fed:
-        found.append(
-            Outcome(
-                "row hessian unused",
-                "The code's tiles cover all coupled rows, which leaves no feedback between rows.",
-                "Use a code with lower tiles, or a statistic without a row Hessian.",
-            )
-        )
-    return tuple(found)
+_COVERED = Outcome(
+    "row hessian unused",
+    "The code's tiles cover all coupled outputs, which leaves no feedback between them.",
+    "Use a code with lower tiles, or a statistic without a row Hessian.",
+)
+
+
+def _row_damping_raised(asked: float, used: float) -> Outcome:
+    return Outcome(
+        "row damping raised",
+        f"The row Hessian was not positive definite with damping {asked:g}; {used:g} was used.",
+        "Use more calibration tokens, or ask for this damping.",
+    )

@@ -22,7 +22,7 @@ from lowbit.core.cells import half_widths
 from lowbit.core.errors import require
 from lowbit.core.fields import Field
 from lowbit.core.levels import levels, require_levels
-from lowbit.core.parts import Code, Rounder, encode_tiles
+from lowbit.core.parts import Code, Rounder
 from lowbit.core.problem import LayerProblem
 from lowbit.core.random import stream
 from lowbit.core.records import Rounded, Side
@@ -70,18 +70,18 @@ class _Unbiased:
         return self.code.refit(side, target, columns)
 
     def encode(self, target: Tensor, side: Side, columns: Tensor) -> tuple[Tensor, Tensor]:
-        codes, values = [], []
-        for at, column in enumerate(columns.tolist()):
-            known = levels(self.code, side, columns[at : at + 1], self.shape)
-            chosen = self._choose(target[:, at : at + 1], known.values[:, 0], column)
-            codes.append(known.codes[:, 0].gather(1, chosen))
-            values.append(known.values[:, 0].gather(1, chosen))
-        return torch.cat(codes, 1), torch.cat(values, 1)
+        return self.encode_with_feedback(target, target, target.new_zeros(2 * (len(columns),)), side, columns)
 
     def encode_with_feedback(
         self, weight: Tensor, target: Tensor, feedback: Tensor, side: Side, columns: Tensor
     ) -> tuple[Tensor, Tensor]:
-        return encode_tiles(self, weight, target, feedback, side, columns)
+        known, wanted = levels(self.code, side, columns, self.shape), target.clone()
+        ranks = torch.empty(*target.shape, 1, dtype=torch.int64)
+        for j, column in enumerate(columns.tolist()):
+            ranks[:, j] = self._choose(wanted[:, j : j + 1], known.values[:, j], column)
+            error = weight[:, j : j + 1] - known.values[:, j].gather(1, ranks[:, j])
+            wanted[:, j + 1 :] += error * feedback[j, j + 1 :]
+        return known.codes.gather(2, ranks)[:, :, 0], known.values.gather(2, ranks)[:, :, 0]
 
     def decode(self, codes: Tensor, side: Side, columns: Tensor) -> Tensor:
         return self.code.decode(codes, side, columns)
