@@ -1,5 +1,10 @@
 """What every test shares: the --slow option, one deterministic hypothesis profile, readable failures of the laws."""
 
+import os
+
+# Before anything imports Triton: it then interprets kernels on the CPU.
+os.environ["TRITON_INTERPRET"] = "1"
+
 import numba
 import pytest
 import torch

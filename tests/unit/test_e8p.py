@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lowbit.codes import E8P
-from lowbit.codes.e8p import _patterns, _points, all_words
+from lowbit.codes.e8p import _patterns, all_words, points
 from lowbit.core.errors import BadRequest
 from lowbit.core.problem import LayerProblem
 from lowbit.core.random import stream
@@ -40,10 +40,10 @@ def test_words_are_distinct_and_on_the_shifted_lattice() -> None:
 
 
 def test_second_stage_is_short_e8_vectors() -> None:
-    norms = _points().square().sum(1)
-    assert len(torch.unique(_points(), dim=0)) == 256
+    norms = points().square().sum(1)
+    assert len(torch.unique(points(), dim=0)) == 256
     assert [int((norms == norm).sum()) for norm in (0, 2, 4)] == [1, 240, 15]
-    assert bool((_points().sum(1) % 2 == 0).all())
+    assert bool((points().sum(1) % 2 == 0).all())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

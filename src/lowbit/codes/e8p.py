@@ -33,8 +33,8 @@ from lowbit.core.records import Side
 from lowbit.kernels.e8p import nearest_e8p
 from lowbit.kernels.nearest import nearest
 
-# bits: (root mean square of the weights in units of the scale, gain of the second stage); see the table above.
-_GAINS = {2: (1.03, 1.0), 3: (0.98, 2.04), 4: (0.90, 3.8)}
+GAINS = {2: (1.03, 1.0), 3: (0.98, 2.04), 4: (0.90, 3.8)}
+"""bits: (root mean square of the weights in units of the scale, gain of the second stage); see the table above."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class E8P:
     headroom: float = 1.0
 
     def __post_init__(self) -> None:
-        require(self.bits in _GAINS, f"E8P(bits={self.bits}): must be 2, 3 or 4.")
+        require(self.bits in GAINS, f"E8P(bits={self.bits}): must be 2, 3 or 4.")
         require(self.headroom > 0, f"E8P(headroom={self.headroom}): must be above 0. Use 1.0, or 1.14 with Ldlq.")
 
     tile = (1, 8)
@@ -68,7 +68,7 @@ class E8P:
 
     def fit(self, problem: LayerProblem) -> Side:
         rms = problem.weight.double().square().mean().sqrt()
-        scale = (rms * self.headroom / _GAINS[self.bits][0]).float().view(1)
+        scale = (rms * self.headroom / GAINS[self.bits][0]).float().view(1)
         # No word is zero: only a tiny scale keeps a layer of zeros near zero.
         return {"scale": scale.clamp_min(torch.finfo(torch.float32).tiny).to(problem.weight.dtype)}
 
@@ -79,7 +79,7 @@ class E8P:
         left = (target / side["scale"]).reshape(-1, 8)
         codes = [_encode_words(left)]
         if self.bits > 2:
-            left = (left - _decode_words(codes[0], left.dtype)) * _GAINS[self.bits][1]
+            left = (left - _decode_words(codes[0], left.dtype)) * GAINS[self.bits][1]
             codes.append(_encode_words(left) if self.bits == 4 else _encode_points(left))
         joined = torch.cat(codes, -1).view(len(target), -1, self.bits)
         return joined, self.decode(joined, side, columns)
@@ -93,9 +93,9 @@ class E8P:
         scale = side["scale"]
         values = _decode_words(codes[..., :2], scale.dtype)
         if self.bits == 3:
-            values += _points().to(scale)[codes[..., 2].int()] / _GAINS[3][1]
+            values += points().to(scale)[codes[..., 2].int()] / GAINS[3][1]
         if self.bits == 4:
-            values += _decode_words(codes[..., 2:], scale.dtype) / _GAINS[4][1]
+            values += _decode_words(codes[..., 2:], scale.dtype) / GAINS[4][1]
         return (values * scale).flatten(-2)
 
 
@@ -132,7 +132,7 @@ def all_words() -> Tensor:
 
 def _encode_points(x: Tensor) -> Tensor:
     """uint8 [V, 1] of x [V, 8]: the nearest of the second stage's points."""
-    index, _ = nearest(x, torch.ones_like(x[:1]).expand_as(x), _points().to(x.dtype))
+    index, _ = nearest(x, torch.ones_like(x[:1]).expand_as(x), points().to(x.dtype))
     return index.to(torch.uint8)[:, None]
 
 
@@ -152,8 +152,8 @@ def _odd() -> Tensor:
 
 
 @functools.cache
-def _points() -> Tensor:
-    """[256, 8] float64: the origin, the 240 roots of E8, and 15 of the 16 points +-2 e_i."""
+def points() -> Tensor:
+    """The second stage's points, [256, 8] float64: the origin, the 240 roots of E8, and 15 of the 16 points +-2 e_i."""
     integer = [v for v in itertools.product((-2, 0, 2), repeat=8) if sum(map(abs, v)) in (0, 4)]
     halves = [v for v in itertools.product((-1, 1), repeat=8) if sum(v) % 4 == 0]
     axes = torch.cat((4 * torch.eye(8), -4 * torch.eye(8)[:7]))

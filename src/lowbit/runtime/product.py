@@ -11,6 +11,7 @@ of the two shapes: an axis 0 that grows with the rows is cut in proportion, one 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import singledispatch
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ from lowbit.core.parts import Code
 from lowbit.core.stored import codes_from_fields
 from lowbit.formats.checkpoint import restored
 from lowbit.packing import unpack
+
+_HAS_TRITON = find_spec("triton") is not None
 
 SLAB_BYTES = 4 << 20
 """Decoded values held at a time."""
@@ -61,7 +64,13 @@ def decode_rows(code: Code, stored: StoredCodes, start: int, stop: int) -> Tenso
 
 
 def slab_product(code: Code, stored: StoredCodes, x: Tensor) -> Tensor:
-    """`product` by decoding SLAB_BYTES of values at a time."""
+    """`product` by decoding SLAB_BYTES of values at a time; by Triton's kernels on a GPU, for codes that have one."""
+    if x.is_cuda and _HAS_TRITON:
+        from lowbit.runtime.gpu import product_on_gpu  # imports Triton
+
+        y = product_on_gpu(code, stored, x)
+        if y is not None:
+            return y
     out = x.new_empty(len(x), stored.shape[0])
     for start, stop in _slabs(code, stored.shape):
         out[:, start:stop] = x @ decode_rows(code, stored, start, stop).to(x.dtype).T
