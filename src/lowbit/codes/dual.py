@@ -4,7 +4,7 @@ with 8-bit activations add up in integers and are scaled once.
     value = scale_row k_group (q - z_group),    q, z of b bits, k from 1 on, |k (q - z)| <= 127
 
 Groups get end points as on any integer grid; their steps are then measured in units of the row's scale, which is the
-one of `steps` candidates up to max |w| / 127 that costs least. Codes that leave 8 bits are read as the last that does
+one of `steps` candidates around max |w| / 127 that costs least. Codes that leave 8 bits are read as the last that does
 not.
 
 Bits per weight: b + (8 + b) / g + 16 / K.
@@ -25,7 +25,8 @@ from lowbit.core.problem import LayerProblem
 from lowbit.core.records import Side
 
 _TOP = 127
-_SMALLEST_FRACTION = 0.2
+# Row scales tried, in units of max |w| / 127; above 1 for rows whose largest step is a little below what 8 bits hold.
+_LARGEST_FRACTION, _SMALLEST_FRACTION = 1.1, 0.2
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class DualGrained:
         step, zero = self._ideal(groups, importance)
         largest = groups.abs().amax((1, 2))[:, None] / _TOP
         best, least = None, None
-        for fraction in torch.linspace(1.0, _SMALLEST_FRACTION, self.steps).tolist():
+        for fraction in torch.linspace(_LARGEST_FRACTION, _SMALLEST_FRACTION, self.steps).tolist():
             scale = as_float16(self, fraction * largest).clamp_min(2.0**-24)
             side = {"scale": scale, "group_scale": _whole(step / scale), "zero": zero}
             errors = (self._rounded(groups, side) - groups).square()
