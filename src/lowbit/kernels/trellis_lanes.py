@@ -107,7 +107,7 @@ class _Lanes:
 
     def call(self, name: str, result: Any, *arguments: Any) -> Any:
         kind = ir.FunctionType(result, [argument.type for argument in arguments])
-        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), arguments)
+        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), arguments)  # type: ignore[no-untyped-call]
 
     def state(self, plan: Plan, before: Any, word: Any, step: int) -> Any:
         """States of a step of 16 words; word: its codes in the highest bits; before: those of the word before in the
@@ -171,7 +171,7 @@ class _Values:
         bits = ir.VectorType(ir.IntType(1), LANES)
         arguments = (where, ir.Constant(bits, [1] * LANES), ir.Constant(_FLOATS, ir.Undefined))
         kind = ir.FunctionType(_FLOATS, [argument.type for argument in arguments])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.masked.gather.v16f32.v16p0")
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.masked.gather.v16f32.v16p0")  # type: ignore[no-untyped-call]
         return builder.call(function, arguments)
 
 
@@ -205,7 +205,7 @@ def spread(typingctx, bits, codes, words):  # type: ignore[no-untyped-def]
         lanes = _Lanes(builder)
         source, target = (_View(context, builder, *pair) for pair in zip(signature.args[1:], args[1:], strict=True))
         vectors = builder.udiv(target.shape[0], ir.Constant(_I64, LANES))
-        with cgutils.for_range(builder, vectors) as loop:  # type: ignore[no-untyped-call]
+        with cgutils.for_range(builder, vectors) as loop:
             word = _stream(lanes, _offset(builder, source.address, loop.index, 2 * width), width // 8)
             for distance, mask in _swaps(size, steps):
                 kept, by = lanes.constant(mask), lanes.constant(distance)
@@ -226,7 +226,7 @@ def _stream(lanes: _Lanes, address: Any, size: int) -> Any:
     quarters = [lanes.load(_offset(lanes.builder, address, LANES * q), empty.type) for q in range(size)]
     quarters += [empty] * (4 - size)
     halves = [lanes.shuffle(quarters[q], quarters[q + 1], [*range(2 * LANES)]) for q in (0, 2)]
-    stream = lanes.shuffle(*halves, [*range(4 * LANES)])
+    stream = lanes.shuffle(halves[0], halves[1], [*range(4 * LANES)])
     nothing = ir.Constant(stream.type, [0] * (4 * LANES))
     order = [size * lane + byte if byte < size else 4 * LANES for lane in range(LANES) for byte in range(4)]
     return lanes.builder.bitcast(lanes.shuffle(stream, nothing, order), _WORDS)
@@ -249,7 +249,7 @@ def accumulate(typingctx, plan, words, before, x, table, sums):  # type: ignore[
         values = _Values(lanes, made, table.address)
         for first in range(0, made.steps, made.together):
             totals = _Totals(lanes, made, sums.address, first)
-            with cgutils.for_range(builder, words.shape[0]) as loop:  # type: ignore[no-untyped-call]
+            with cgutils.for_range(builder, words.shape[0]) as loop:
                 word, earlier = (lanes.load(view.at(loop.index), _WORDS) for view in (words, before))
                 factors = [_spread_columns(lanes, made, x.at(t, loop.index)) for t in range(made.tokens)]
                 for step in range(first, first + made.together):

@@ -36,7 +36,7 @@ import llvmlite.binding
 import numba
 import numpy as np
 import torch
-from numba import literally
+from numba import literally  # type: ignore[attr-defined]
 from torch import Tensor
 
 from lowbit.kernels.trellis_lanes import DOT_SUM, LANES, PORTABLE_SUM, TABLE, Plan, accumulate, emit, spread
@@ -221,7 +221,8 @@ def _in_threads(work: Callable[[int, int], None], pieces: int, weights: int) -> 
     """
     threads = min(pieces, numba.get_num_threads(), weights // _WEIGHTS_OF_A_THREAD)
     if threads <= 1:
-        return work(0, pieces)
+        work(0, pieces)
+        return
     share = -(-pieces // threads)
     starts = range(0, pieces, share)
     list(_pool(threads).map(work, starts, [min(start + share, pieces) for start in starts]))
@@ -262,7 +263,7 @@ def _multiply(text, bits, layout, codes, x, table, start, sums):  # type: ignore
         for v in range(layout.vectors):
             for g in range(len(x)):
                 part = x[g, :, first : first + run, v]
-                accumulate(text, words[:run, v], before[:run, v], part, table, held[g, v])
+                accumulate(text, words[:run, v], before[:run, v], part, table, held[g, v])  # type: ignore[call-arg]
     _collect(layout, held, sums)
 
 
@@ -306,9 +307,9 @@ def _decode(text, bits, layout, codes, table, scale, values):  # type: ignore[no
     looked_up = np.empty((tiles, layout.vectors * size + LANES), np.float32)
     for j in range(tiles):
         for v in range(layout.vectors):
-            emit(text, words[j, v], before[j, v], table, looked_up[j, v * size :])
+            emit(text, words[j, v], before[j, v], table, looked_up[j, v * size :])  # type: ignore[call-arg]
     U = np.uint64
-    # In the order of `looked_up`, of which a line of each tile then serves 16 rows; unsigned, or numba tests each index.
+    # In the order of `looked_up`, a line of which then serves 16 rows; unsigned, or numba tests each index.
     for at in range(U(layout.vectors * size)):
         step, lane = at // U(LANES) % U(span), at // U(size) * U(LANES) + at % U(LANES)
         row, c = lane % U(layout.per_column) * U(span) + step, lane // U(layout.per_column)
@@ -325,7 +326,7 @@ def _spread(bits, layout, codes, words, before):  # type: ignore[no-untyped-def]
     unused = np.uint32(32 - layout.bits * layout.steps)
     if layout.aligned:
         word, earlier = words.reshape(-1), before.reshape(-1)
-        spread(bits, codes.reshape(-1), word)
+        spread(bits, codes.reshape(-1), word)  # type: ignore[call-arg]
         for i in range(1, len(word)):
             earlier[i] = word[i - 1] >> unused
         for j in range(len(codes)):
