@@ -1,4 +1,4 @@
-"""The GPU kernels compile to machine code, for which no GPU is needed: the interpreter accepts what the compiler may not.
+"""The GPU kernels compile to machine code, which takes no GPU: the interpreter accepts what the compiler may not.
 
 In a process of its own, because the interpreter's mode is chosen when Triton is imported.
 """
