@@ -177,3 +177,17 @@ def exit_code(monkeypatch, arguments):
     with pytest.raises(SystemExit) as stopped:
         main()
     return stopped.value.code
+
+
+def test_compare_measures_what_was_not_and_writes_a_page(quantized, tmp_path):
+    folders = [tmp_path / place / "out" for place in ("a", "b")]
+    for folder in folders:
+        shutil.copytree(quantized[0], folder)
+    page = tmp_path / "page.html"
+    arguments = ["--windows", "2", "--sequence-length", "48", "--out", page, "--json"]
+    rows = json.loads(run("compare", *folders, *arguments).stdout)
+    assert {row["label"] for row in rows} == {"a/out", "b/out"}
+    assert rows[0]["kl"] == rows[1]["kl"] > 0
+    assert "checkpoints of" in page.read_text(encoding="utf-8")
+    assert all("measures" in data_of(folder) for folder in folders)
+    assert "given twice" in str(run("compare", folders[0], folders[0]).exception)

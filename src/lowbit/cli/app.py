@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from lowbit import api
 from lowbit.cli.demo import run_demo, write_on
 from lowbit.cli.progress import progress_bars
-from lowbit.cli.reports import report
+from lowbit.cli.reports import compare, report
 from lowbit.cli.requests import overrides_of, parse_settings, recipe_of
 from lowbit.core.errors import BadRequest
 from lowbit.core.fields import bits_per_weight
@@ -207,6 +207,7 @@ def inspect_folder(
 
 
 app.command()(report)
+app.command()(compare)
 
 
 @app.command()

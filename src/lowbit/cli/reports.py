@@ -1,4 +1,4 @@
-"""Looking at finished checkpoints: `lowbit report` measures one and completes its report."""
+"""Looking at finished checkpoints: `lowbit report` measures one, `lowbit compare` sets several side by side."""
 
 import json
 from pathlib import Path
@@ -8,10 +8,11 @@ import typer
 from rich.console import Console
 
 from lowbit.cli.progress import progress_bars
-from lowbit.core.errors import BadRequest
+from lowbit.core.errors import BadRequest, require
 from lowbit.evaluation.review import review
 from lowbit.formats.shards import read_json
-from lowbit.report import measures_table, write_report
+from lowbit.report import checkpoints_table, measures_table, write_comparison, write_report
+from lowbit.report.comparison import comparison_rows
 
 FolderArgument = Annotated[Path, typer.Argument(help="A folder that `lowbit quantize` wrote.", metavar="DIR")]
 ReferenceOption = Annotated[
@@ -39,6 +40,42 @@ def report(
     console = Console()
     console.print(measures_table(record["measures"]))
     console.print(f"Report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="Folders that `lowbit quantize` wrote.", metavar="DIR...")],
+    out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("compare.html"),
+    reference: ReferenceOption = None,
+    text: TextOption = "stdlib",
+    sequence_length: LengthOption = None,
+    windows: WindowsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare quantized folders on one page. Those without measures are measured first, as `lowbit report` does."""
+    require(len(folders) == len(set(folders)), "A folder is given twice. Name each once.")
+    records = {str(folder): record_of(folder) for folder in folders}
+    for folder in folders:
+        if "measures" not in records[str(folder)]:
+            records[str(folder)] = measured_record(folder, reference, text, sequence_length, windows)
+    short = _short_labels(folders)
+    records = {short[folder]: records[str(folder)] for folder in folders}
+    rows = comparison_rows(records)
+    write_comparison(records, out)
+    if as_json:
+        print(json.dumps(rows))
+        return
+    console = Console()
+    console.print(checkpoints_table(rows))
+    console.print(f"Page: {out}", highlight=False, soft_wrap=True)
+
+
+def _short_labels(folders: list[Path]) -> dict[Path, str]:
+    """Each folder's name, with as much of its path as tells it from the others."""
+    for parts in range(1, max(len(folder.absolute().parts) for folder in folders) + 1):
+        labels = {folder: "/".join(folder.absolute().parts[-parts:]) for folder in folders}
+        if len(set(labels.values())) == len(folders):
+            break
+    return labels
 
 
 def measured_record(

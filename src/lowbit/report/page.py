@@ -39,7 +39,7 @@ def write_report(record: Record, folder: Path) -> None:
     parts), versions; where known also citations (BibTeX), peak_memory_bytes, check (max_logit_difference), measures
     (`evaluation.Measures.to_dict`) and continuations (prompt, original, quantized).
     """
-    page = _render(
+    page = render(
         "report.html",
         record=record,
         recipe=json.dumps(record["recipe"], indent=2),
@@ -66,10 +66,11 @@ def demo_report(rows: Sequence[Mapping[str, Any]], texts: Mapping[str, str], pat
     from lowbit.report.figures import pareto_svg  # matplotlib takes a second to import; most commands draw nothing
 
     figure = Markup(pareto_svg(rows))
-    write_bytes_atomically(path, _render("demo.html", rows=rows, figure=figure, texts=_compared(texts)).encode())
+    write_bytes_atomically(path, render("demo.html", rows=rows, figure=figure, texts=_compared(texts)).encode())
 
 
-def _render(template: str, **values: Any) -> str:
+def render(template: str, **values: Any) -> str:
+    """A page from a template of `lowbit.report`; what is not Markup is escaped."""
     environment = Environment(
         loader=PackageLoader("lowbit.report"),
         autoescape=True,

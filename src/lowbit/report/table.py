@@ -85,6 +85,24 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def checkpoints_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Finished checkpoints side by side. rows: of `report.comparison.comparison_rows`."""
+    table = _table("checkpoint", "recipe", "bits/weight", "size", "KL", "agreement", "perplexity", "best")
+    for row in rows:
+        _row(
+            table,
+            row["label"],
+            row["recipe"],
+            numbers.digits(row["bits_per_weight"]),
+            numbers.size(row["bytes"]),
+            numbers.estimate({"mean": row["kl"], "error": row["kl_error"]}),
+            numbers.share(row["agreement"]),
+            numbers.estimate(row["perplexity"]),
+            "*" if row["best"] else "",
+        )
+    return table
+
+
 def _where(measures: Mapping[str, Any]) -> str:
     return f"{measures['text']}: {measures['windows']} windows of {measures['length']} tokens"
 

@@ -1,0 +1,103 @@
+"""Several checkpoints of one model on one page: accuracy against size, a table, and what their recipes differ in.
+
+All of them must have been measured on the same text: numbers of different texts do not compare.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from lowbit.core.errors import BadRequest, require
+from lowbit.formats.files import write_bytes_atomically
+from lowbit.report.page import Record, render
+
+Row = Mapping[str, Any]
+
+
+def comparison_rows(records: Mapping[str, Record]) -> list[dict[str, Any]]:
+    """A row for each measured record by its label, smallest first: recipe, bits_per_weight, bytes, perplexity, kl
+    and its error, agreement, seconds, and best: whether no other is both at most as large and at most as far from the
+    original. Distances to the limit are left out: each is by the loss that a recipe's own statistic defines.
+
+    Raises BadRequest where records are of several models or were measured on several texts.
+    """
+    _check_same_ground(records)
+    rows = sorted((_row(label, record) for label, record in records.items()), key=lambda row: row["bits_per_weight"])
+    return [row | {"best": not any(_dominates(other, row) for other in rows)} for row in rows]
+
+
+def recipe_differences(records: Mapping[str, Record]) -> list[tuple[str, list[str]]]:
+    """(path of a setting, its value in each record) where recipes differ; "" where a recipe has no such setting."""
+    flat = [dict(_flat(record["assignment"] | record["calibration"])) for record in records.values()]
+    paths = dict.fromkeys(path for settings in flat for path in settings)
+    found = [(path, [settings.get(path, "") for settings in flat]) for path in paths]
+    return [(path, values) for path, values in found if len(set(values)) > 1 and not path.endswith("digest")]
+
+
+def write_comparison(records: Mapping[str, Record], path: Path) -> None:
+    """Write the page; records: by label, each with measures against the original."""
+    from lowbit.report.figures import pareto_svg  # matplotlib takes a second to import; most commands draw nothing
+
+    rows = comparison_rows(records)
+    in_order = {row["label"]: records[row["label"]] for row in rows}
+    measures = next(iter(records.values()))["measures"]
+    page = render(
+        "compare.html",
+        source=next(iter(records.values()))["model"]["source"],
+        measures=measures,
+        original=measures["divergence"]["perplexity"],
+        rows=rows,
+        figure=Markup(pareto_svg(rows)),
+        labels=list(in_order),
+        differences=recipe_differences(in_order),
+    )
+    write_bytes_atomically(path, page.encode())
+
+
+def _row(label: str, record: Record) -> dict[str, Any]:
+    measures = record["measures"]
+    return {
+        "label": label,
+        "recipe": record["recipe_name"],
+        "bits_per_weight": record["size"]["bits_per_weight"],
+        "bytes": record["size"]["after"],
+        "perplexity": measures["perplexity"],
+        "kl": measures["divergence"]["kl"]["mean"],
+        "kl_error": measures["divergence"]["kl"]["error"],
+        "agreement": measures["divergence"]["agreement"]["mean"],
+        "seconds": record["seconds"]["total"],
+    }
+
+
+def _dominates(a: Row, b: Row) -> bool:
+    better = a["bits_per_weight"] < b["bits_per_weight"] or a["kl"] < b["kl"]
+    return better and a["bits_per_weight"] <= b["bits_per_weight"] and a["kl"] <= b["kl"]
+
+
+def _check_same_ground(records: Mapping[str, Record]) -> None:
+    grounds: dict[tuple[str, ...], str] = {}
+    for label, record in records.items():
+        measures = record.get("measures")
+        if not measures or not measures["divergence"]:
+            raise BadRequest(f"{label} has not been measured against its original. Run `lowbit report {label}`.")
+        model = f"{record['model']['architecture']} of {record['model']['parameters']} parameters"
+        grounds[model, f"{measures['windows']} windows of {measures['length']} tokens of {measures['text']}"] = label
+    places = "; ".join(f"{label}: {', '.join(ground)}" for ground, label in grounds.items())
+    require(
+        len(grounds) == 1,
+        f"These checkpoints do not compare ({places}). Give checkpoints of one model, and measure them alike with "
+        "`lowbit report DIR --text ... --windows ...`.",
+    )
+
+
+def _flat(value: Any, path: str = "") -> list[tuple[str, str]]:
+    """(path, value) of every setting inside plain data."""
+    if isinstance(value, Mapping):
+        items = [(f"{path}.{key}" if path else key, held) for key, held in value.items()]
+    elif isinstance(value, list):
+        items = [(f"{path}[{index}]", held) for index, held in enumerate(value)]
+    else:
+        return [(path, str(value))]
+    return [found for at, held in items for found in _flat(held, at)]
