@@ -37,6 +37,11 @@ from lowbit.recipes.nonuniform import jlcm as jlcm
 from lowbit.recipes.nonuniform import lcq as lcq
 from lowbit.recipes.nonuniform import squeezellm as squeezellm
 from lowbit.recipes.nonuniform import vptq as vptq
+from lowbit.recipes.rounded import beam as beam
+from lowbit.recipes.rounded import gpfq as gpfq
+from lowbit.recipes.rounded import magr as magr
+from lowbit.recipes.rounded import optq_stochastic as optq_stochastic
+from lowbit.recipes.rounded import quantease as quantease
 from lowbit.recipes.scalar import optq as optq
 from lowbit.recipes.scalar import rtn as rtn
 from lowbit.recipes.serial import PARTS as PARTS

@@ -14,12 +14,18 @@ from lowbit.recipes.floats import block_float, dint, llm_fp4, normal_float, nupe
 from lowbit.recipes.granular import dgq, slim_llm
 from lowbit.recipes.incoherent import exl3, qtip, quip, quip_sharp, trellis
 from lowbit.recipes.nonuniform import gptvq, jlcm, lcq, squeezellm, vptq
+from lowbit.recipes.rounded import beam, gpfq, magr, optq_stochastic, quantease
 from lowbit.recipes.scalar import optq, rtn
 from lowbit.recipes.serial import from_dict
 
 _METHODS: tuple[Callable[..., Recipe], ...] = (
     rtn,
     optq,
+    beam,
+    quantease,
+    gpfq,
+    magr,
+    optq_stochastic,
     quip,
     quip_sharp,
     qtip,

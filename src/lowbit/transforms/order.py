@@ -1,13 +1,23 @@
-"""Orders: round the columns with the largest diag(H) first, while most columns are left to absorb their error.
+"""Orders: in which sequence are the columns rounded? Those that cost most first, while most are left to absorb errors.
 
-OPTQ's act-order (arXiv 2210.17323, repository option `--act-order`) comes in two forms that differ in where side
-information is fitted. Fitted after permuting (`ActOrder`), groups hold columns of similar weight and the
-permutation must be stored. Fitted before (`StaticOrder`, the repository's `--static-groups`), the columns keep
-their places and nothing is stored; without groups both give the same codes.
+    diagonal   by decreasing H_jj                       OPTQ's act-order; optimal for few tokens (arXiv 2508.04853)
+    norm       by decreasing H_jj |W_j|^2               what a column adds to the outputs
+    pivot      backwards, each time the least H_jj given the columns chosen so far: the pivots are the d_j of
+               H = A diag(d) A^T, whose product no order changes and whose sum is the loss; this evens them out.
+               Measured with Ldlq and 3 bits on real layers: 1 % under "diagonal", which is up to 19 % under none
+
+An order comes in two forms that differ in where side information is fitted. Fitted after permuting (`ActOrder`), groups
+hold columns of similar weight and the permutation must be stored. Fitted before (`StaticOrder`, the `--static-groups`
+of OPTQ's repository), the columns keep their places and nothing is stored; without groups both give the same codes.
+
+Cost: a sort; for the pivots K^3 / 3 multiply-adds, column by column.
+Papers: OPTQ (arXiv 2210.17323, repository option `--act-order`); the pivoting is that of sorted QR decomposition in
+lattice detection (Wubben et al., 2001).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,15 +31,58 @@ from lowbit.core.records import FittedTransform
 
 def by_diagonal(problem: LayerProblem) -> Permutation:
     """Columns by decreasing diag(H); ties in their own order."""
-    return Permutation(torch.argsort(problem.hessian.diagonal(), descending=True, stable=True))
+    return _decreasing(problem.hessian.diagonal())
+
+
+def by_norm(problem: LayerProblem) -> Permutation:
+    """Columns by decreasing diag(H) times the squared norm of their weights."""
+    return _decreasing(problem.hessian.diagonal().double() * problem.weight.double().square().sum(0))
+
+
+def by_pivot(problem: LayerProblem) -> Permutation:
+    """Columns such that each has the least pivot of all those not after it; ties in their own order, last first."""
+    H, k = problem.hessian.double(), problem.shape[1]
+    remaining, factor = H.diagonal().clone(), torch.zeros(k, k, dtype=torch.float64)
+    order = torch.empty(k, dtype=torch.int64)
+    for step in range(k):
+        j = k - 1 - int(remaining.flip(0).argmin())
+        order[k - 1 - step] = j
+        pivot = float(remaining[j])
+        if 0 < pivot < torch.inf:
+            column = (H[:, j] - factor[:, :step] @ factor[j, :step]) / pivot**0.5
+            factor[:, step] = column
+            remaining = (remaining - column.square()).clamp_min(0)
+        remaining[order[k - 1 - step :]] = torch.inf
+    return Permutation(order)
+
+
+def _decreasing(importance: Tensor) -> Permutation:
+    return Permutation(torch.argsort(importance, descending=True, stable=True))
+
+
+By = Literal["diagonal", "norm", "pivot"]
+_ORDERS: dict[str, Callable[[LayerProblem], Permutation]] = {
+    "diagonal": by_diagonal,
+    "norm": by_norm,
+    "pivot": by_pivot,
+}
+
+
+def _check(part: object, by: str) -> None:
+    require(by in _ORDERS, f"{type(part).__name__}(by={by!r}): must be one of {', '.join(_ORDERS)}.")
 
 
 @dataclass(frozen=True)
 class ActOrder:
-    """Permute the columns by decreasing diag(H). Stores ceil(log2 K) bits per column."""
+    """Permute the columns. by: "diagonal", "norm" or "pivot". Stores ceil(log2 K) bits per column."""
+
+    by: By = "diagonal"
+
+    def __post_init__(self) -> None:
+        _check(self, self.by)
 
     def fit(self, problem: LayerProblem, rng: torch.Generator) -> FittedTransform:
-        return FittedTransform(right=by_diagonal(problem))
+        return FittedTransform(right=_ORDERS[self.by](problem))
 
     def check(self, shape: tuple[int, int]) -> None:
         pass
@@ -52,10 +105,15 @@ class ActOrder:
 
 @dataclass(frozen=True)
 class StaticOrder:
-    """Visit the columns by decreasing diag(H), with side information fitted in their own order. Stores nothing."""
+    """Visit the columns in order, with side information fitted in their own. by: as in ActOrder. Stores nothing."""
+
+    by: By = "diagonal"
+
+    def __post_init__(self) -> None:
+        _check(self, self.by)
 
     def fit(self, problem: LayerProblem, rng: torch.Generator) -> FittedTransform:
-        return FittedTransform(order=by_diagonal(problem))
+        return FittedTransform(order=_ORDERS[self.by](problem))
 
     def check(self, shape: tuple[int, int]) -> None:
         pass
