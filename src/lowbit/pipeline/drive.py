@@ -36,8 +36,8 @@ from lowbit.pipeline.attention import ATTENTION
 from lowbit.pipeline.capture import Call, Group, Stage, find_stages, record_calls, run_block, sibling
 from lowbit.pipeline.gradients import gather_gradients
 from lowbit.pipeline.journal import Journal
-from lowbit.pipeline.observe import States, Streams, gather
-from lowbit.pipeline.plan import Plan, PlannedLayer
+from lowbit.pipeline.observe import LOOKS_AT_ORIGINAL, States, Streams, gather
+from lowbit.pipeline.plan import Plan, PlannedLayer, all_reads
 from lowbit.pipeline.source import SourceModel
 
 Progress = Callable[[str, int, int], None]
@@ -66,7 +66,7 @@ class Run:
     @property
     def reads(self) -> frozenset[Observable]:
         """Everything that any layer's statistic reads."""
-        return frozenset[Observable]().union(*(layer.recipe.statistic.reads for layer in self.plan.layers))
+        return all_reads(self.plan.layers)
 
     @property
     def batch_tokens(self) -> int:
@@ -101,7 +101,7 @@ def quantize_blocks(run: Run) -> Tensor:
     for index, block in enumerate(run.source.blocks):
         run.source.load(block.module, block.name)
         original = None
-        if reads & (ATTENTION | {"float_inputs"}):
+        if reads & LOOKS_AT_ORIGINAL:
             original = Block(block.name, copy.deepcopy(block.module))
         call = functools.partial(_call_of, hidden.calls, index)
         streams = Streams(hidden.quantized, hidden.full, block, call, counts, original, run.batch_tokens)

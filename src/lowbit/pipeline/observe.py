@@ -21,6 +21,9 @@ from lowbit.pipeline.attention import ATTENTION, Attention, watch_attention
 from lowbit.pipeline.capture import Call, Group, hooks, run_block
 from lowbit.runtime.experts import LinearExperts
 
+LOOKS_AT_ORIGINAL: frozenset[Observable] = ATTENTION | {"float_inputs"}
+"""The observables for which a block is kept in its original weights."""
+
 States = dict[tuple[Group, Statistic], Any]
 
 
@@ -108,6 +111,7 @@ class Streams:
     original: Block | None = None
     batch_tokens: int = BATCH_TOKENS
     _batch: slice = field(init=False)
+    _feeding: frozenset[str] | None = field(init=False, default=None)
 
     def batches(self) -> Iterator[slice]:
         return batches(self.quantized.shape[0], self.quantized.shape[1], self.batch_tokens)
@@ -124,11 +128,20 @@ class Streams:
         if "float_inputs" in needed and self.full is not None and self.original is not None:
             replayed = _replayed(self.original, routing)
             float_inputs = _inputs(self.original, list(inputs), self.full[batch], call, replayed)
-        attention = None
-        if needed & ATTENTION and self.original is not None:
-            attention = watch_attention(self.original, hidden, call)
+        attention = self._attention(names, needed, hidden, call)
         shape = hidden.shape[0], hidden.shape[1]
         return Scene(needed, shape, inputs, float_inputs, routing, self.token_counts[batch], attention)
+
+    def _attention(
+        self, names: list[str], needed: frozenset[Observable], hidden: Tensor, call: Call
+    ) -> Attention | None:
+        """The block's attention, where there is anything of it to be seen for layers `names`."""
+        unconcerned = self._feeding is not None and not self._feeding.intersection(names)
+        if self.original is None or not needed & ATTENTION or (unconcerned and "attention" not in needed):
+            return None
+        attention = watch_attention(self.original, hidden, call)
+        self._feeding = frozenset(attention.outputs)
+        return attention
 
     def advance(self) -> None:
         """Replace the hidden states by the block's outputs."""

@@ -5,7 +5,7 @@ it will take. Reads headers only, so a shape that a recipe cannot hold is found 
 import fnmatch
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,15 +13,20 @@ import torch
 
 from lowbit.core.errors import BadRequest
 from lowbit.core.fields import bits_per_weight
+from lowbit.core.parts import Observable
 from lowbit.core.recipe import Recipe, to_dict
 from lowbit.formats.checkpoint import stored_fields
-from lowbit.pipeline.activations import batches
+from lowbit.pipeline.activations import ATTENTION_PAIRS, batches
 from lowbit.pipeline.architecture import Block, architecture_of, shape_of
+from lowbit.pipeline.attention import ATTENTION
+from lowbit.pipeline.observe import LOOKS_AT_ORIGINAL
 from lowbit.pipeline.source import SourceModel
 
 # Read off runs on a 2-core machine: Python with torch and transformers loaded, and what storage gives at least.
 _PROGRAM_BYTES = 450_000_000
 _FILE_BYTES_PER_SECOND = 500_000_000
+# Scores, masked and not, probabilities, and room to reduce them.
+_ATTENTION_COPIES = 4
 # Digest, solve, copy.
 _PASSES_OVER_FILES = 3
 
@@ -195,9 +200,33 @@ def _forecast(
     outside = sum(p.numel() for p in source.model.parameters()) - sum(inside)
     hidden = min(4 * tokens * int(source.config.hidden_size), budget)
     largest = max(_block_bytes(n, blocks[b.name], batch) for n, b in zip(inside, source.blocks, strict=True))
+    observing = _observing_bytes(source, blocks, max(inside), hidden, length)
     work = sum(_block_work(n, blocks[b.name], tokens) for n, b in zip(inside, source.blocks, strict=True))
     seconds = _PASSES_OVER_FILES * source.shards.nbytes / _FILE_BYTES_PER_SECOND + work / _multiply_adds_per_second()
-    return _PROGRAM_BYTES + 4 * outside + hidden + largest, seconds
+    return _PROGRAM_BYTES + 4 * outside + hidden + largest + observing, seconds
+
+
+def _observing_bytes(
+    source: SourceModel, blocks: Mapping[str, tuple[PlannedLayer, ...]], block: int, hidden: int, length: int
+) -> int:
+    """What statistics need that look at more than inputs: hidden states of the original model, a copy of a block with
+    `block` weights, attention's probabilities; the whole model and its row Hessians (float64) for gradients."""
+    layers = [layer for planned in blocks.values() for layer in planned]
+    reads = all_reads(layers)
+    total = hidden if "float_inputs" in reads else 0
+    total += 4 * block if reads & LOOKS_AT_ORIGINAL else 0
+    if reads & ATTENTION:
+        pairs = max(ATTENTION_PAIRS, length**2) * int(source.config.num_attention_heads)
+        total += 4 * _ATTENTION_COPIES * pairs
+    if "output_gradients" in reads:
+        rows = sum(layer.shape[0] ** 2 for layer in layers if "output_gradients" in layer.recipe.statistic.reads)
+        total += 8 * rows + 4 * sum(layer.weights for layer in layers)
+    return total
+
+
+def all_reads(layers: Iterable[PlannedLayer]) -> frozenset[Observable]:
+    """Everything that any layer's statistic reads."""
+    return frozenset[Observable]().union(*(layer.recipe.statistic.reads for layer in layers))
 
 
 def _reads(planned: tuple[PlannedLayer, ...]) -> bool:

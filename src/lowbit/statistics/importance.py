@@ -46,7 +46,7 @@ class AttentionReceived:
         return frozenset({"places", "attention"})
 
     def of(self, seen: Observed) -> Tensor:
-        return _at(seen["attention"].double().sum((1, 2)), seen)
+        return _at(seen["attention"].sum((1, 2), dtype=torch.float64), seen)
 
 
 @dataclass(frozen=True)
