@@ -1,5 +1,6 @@
 """The runtime: the modules that a loaded model runs, straight from the tensors as they are stored."""
 
+from lowbit.runtime import e8p as e8p
 from lowbit.runtime import fitting as fitting
 from lowbit.runtime import integer as integer
 from lowbit.runtime import trellis as trellis

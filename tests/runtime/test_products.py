@@ -1,0 +1,39 @@
+"""Products straight from the codes against decoding first, through the dispatch that a loaded layer uses."""
+
+import pytest
+import torch
+
+from lowbit.codes import E8P, BitshiftTrellis, Padded, TailBiting
+from lowbit.formats.checkpoint import layout
+from lowbit.runtime.product import StoredCodes, decode_rows, product
+
+CODES = {
+    "e8p, 2 bits": (E8P(), (19, 40)),
+    "e8p, 3 bits": (E8P(3), (19, 40)),
+    "e8p, 4 bits, padded": (Padded(E8P(4)), (19, 37)),
+    "trellis, padded": (Padded(TailBiting(BitshiftTrellis(12, 2, tile=(16, 16)))), (40, 35)),
+    "trellis whose steps lie in two columns": (BitshiftTrellis(8, 2, 2, (3, 4), "gaussian"), (9, 12)),
+}
+
+
+def random_layer(code, shape):
+    generator, tensors = torch.Generator().manual_seed(3), {}
+    for name, field in code.fields(shape).items():
+        dtype, size = layout(field)
+        made = torch.rand(size, generator=generator)
+        tensors[name] = (made * 256).to(torch.uint8) if dtype == torch.uint8 else (made + 0.5).to(dtype)
+    return StoredCodes(shape, tensors)
+
+
+@pytest.mark.parametrize("name", CODES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_product_is_that_of_the_decoded_values(name, dtype):
+    code, shape = CODES[name]
+    layer = random_layer(code, shape)
+    dense = decode_rows.dispatch(object)(code, layer, 0, shape[0]).double()
+    assert torch.equal(decode_rows(code, layer, 0, shape[0]).double(), dense)
+    for tokens in (1, 3, 40):
+        x = torch.randn(tokens, shape[1], generator=torch.Generator().manual_seed(tokens)).to(dtype)
+        y, exact = product(code, layer, x), x.double() @ dense.T
+        assert y.dtype == dtype
+        assert (y.double() - exact).abs().max() < max(2e-6, torch.finfo(dtype).eps) * exact.abs().max()
