@@ -50,10 +50,10 @@ LOOKUPS = {
 LAID_OUT = {
     "fp6 in two planes": LaidOut(Lookup(ScaledLevels("e3m2")), Planes(4, 2)),
     "ternary digits": LaidOut(Lookup(ScaledLevels("ternary", range=_SEARCHED), 12), Digits(3)),
-    "mixed widths": LaidOut(Lookup(MixedWidths(2), 4), Exchanged(2)),
+    "mixed widths": LaidOut(Lookup(MixedWidths(2, HessianRange(steps=5)), 8), Exchanged(2)),
     "partly binary": PartialBinary(0.2, 8),
     "partly binary, by magnitude": PartialBinary(0.1, "row", "none"),
-    "mixed widths, static": LaidOut(Lookup(MixedWidths(3), 8, "static"), Exchanged(3)),
+    "mixed widths, static": LaidOut(Lookup(MixedWidths(3, HessianRange(steps=5)), 12, "static"), Exchanged(3)),
 }
 
 LOOKUP_PARTS = [
@@ -83,6 +83,6 @@ LOOKUP_RECIPES = {
     "db_llm": {"group_size": 12},
     "pb_llm": {"group_size": 12},
     "dgq": {"group_size": 8},
-    "slim_llm": {"group_size": 4},
+    "slim_llm": {"group_size": 8},
 }
 """Settings that fit the [6, 24] layers of `laws.problems`; the first word is the recipe's name."""

@@ -249,10 +249,13 @@ def law_field_holds(field: Field, tensor: Tensor) -> None:
 
 
 def law_identity_hessian_means_nearest(rounder: Rounder, nearest: Rounder, code: Code, weight: Tensor) -> None:
-    """Where every direction costs the same, no rounder can do better than nearest, and none differs from it."""
+    """Where every direction costs the same, no rounder can do better than nearest, and none differs from it.
+
+    Codes laid out otherwise than one by one may decode alike.
+    """
     problem = LayerProblem(weight, torch.eye(weight.shape[1], dtype=torch.float64))
     ours, plain = rounder.round(problem, code), nearest.round(problem, code)
-    assert torch.equal(ours.codes, plain.codes)
+    assert isinstance(code, Relaying) or torch.equal(ours.codes, plain.codes)
     assert torch.equal(ours.w_hat, plain.w_hat)
 
 
