@@ -175,17 +175,26 @@ def _product_kernel(bits: int, trips: int) -> Any:
 @cache
 def _decode_kernel(bits: int) -> Any:
     """kernel(codes, scale, zero, middle, first row, values): all rows of `codes`, which start at the first row."""
-    U = np.uint64
+    U, top = np.uint64, (1 << bits) - 1
 
     @numba.njit(parallel=True, cache=True)
     def kernel(codes, scale, zero, middle, first, values):  # type: ignore[no-untyped-def]
-        groups = U(scale.shape[1])
-        size = U(values.shape[1]) // groups
+        groups, columns = U(scale.shape[1]), U(values.shape[1])
+        size, whole = columns // groups, columns // U(8)
         for r in numba.prange(codes.shape[0]):
             row, at_row = codes[r], U(r) + first if scale.shape[0] > 1 else U(0)
+            # Eight codes are `bits` whole bytes: one integer, shifted by constants.
+            for block in range(whole):
+                word = U(0)
+                for byte in range(U(bits)):
+                    word |= U(row[block * U(bits) + byte]) << (U(8) * byte)
+                for i in range(U(8)):
+                    values[r, block * U(8) + i] = np.float32(np.int32(word >> (i * U(bits)) & U(top)))
+            for c in range(whole * U(8), columns):
+                values[r, c] = _code(row, bits, c)
             for g in range(groups):
                 s, z = scale[at_row, g], _zero(zero, middle, bits, at_row * groups + g)
                 for c in range(g * size, (g + U(1)) * size):
-                    values[r, c] = s * (_code(row, bits, c) - z)
+                    values[r, c] = s * (values[r, c] - z)
 
     return kernel
