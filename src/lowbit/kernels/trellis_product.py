@@ -22,6 +22,9 @@ one core (2 bits, L = 16, mul1, 256 x 1, in cache; billion weights/s, multiply a
 Two planes win 15 % for one token and lose from two on; one plane is what the best public kernel does (31), and what it
 would take here to pass it: `accumulate` with the dot product's own sum in place of conversion and multiply-add.
 
+A whole product of 4096 x 4096 in strips reaches 22, in tiles of 16 x 16 18, from a table of 2^16 values 2.9. Tiles
+that are not whole vectors of words (58 x 4) are spread word by word and take several times as long.
+
 Cost: for each 16 weights 7 instructions and one more a token for sums of bytes, 3 and a gather for tables.
 `decode_reference` and `product_reference` are the oracles.
 """
