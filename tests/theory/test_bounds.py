@@ -19,7 +19,7 @@ from lowbit.core.order import visit
 from lowbit.core.problem import LayerProblem
 from lowbit.core.random import stream
 from lowbit.core.recipe import Recipe
-from lowbit.rounding import CoordinateDescent, Ldlq, Nearest, Optq, RefittedScales
+from lowbit.rounding import CoordinateDescent, Ldlq, MagR, Nearest, Optq, RefittedScales, Stochastic
 from lowbit.rounding.bounds import feedback_guarantee, incoherent_trace, largest_output_error, mismatch
 from lowbit.statistics import SecondMoment
 from lowbit.transforms import ActOrder, NoTransform, RandomizedHadamard, Rescale
@@ -281,6 +281,20 @@ def test_T5_stochastic_rounding_bounds_every_output():
     assert losses == pytest.approx(sure.bound / 6, rel=0.1)  # E r^2 = step^2 / 6 for uniform fractions
     assert float(mean.abs().max()) < 5 * STEP / 2 / math.sqrt(runs)
     assert limit / 30 < largest <= limit
+
+
+def test_rounding_at_random_may_cost_four_times_as_much():
+    """Whole steps instead of half ones; a grid fine enough that nothing is clamped."""
+    for seed in SEEDS:
+        problem, code = correlated(seed), IntegerGrid(8, scale_dtype="float32")
+        sure, lucky = Stochastic(Ldlq(), seed).round(problem, code), Ldlq().round(problem, code)
+        assert sure.guarantee.bound == pytest.approx(4 * lucky.guarantee.bound, rel=1e-9)
+        assert sure.guarantee.clamped or problem.loss(sure.w_hat) <= sure.guarantee.bound
+
+
+def test_a_bound_about_other_weights_is_not_passed_on():
+    """MagR rounds a smaller weight, and it is the real one's loss that counts."""
+    assert MagR(Ldlq()).round(correlated(609), IntegerGrid(4)).guarantee is None
 
 
 def test_T7_error_against_float_inputs_is_mismatch_plus_rounding():

@@ -19,7 +19,7 @@ Paper: Zhang, Zhang et al., MagR (arXiv 2406.00800). Differs from its code: alph
 calibration tokens, not of the last batch; the spectral norm by power iteration, some 1 % too high rather than too low.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -56,7 +56,8 @@ class MagR:
         )
 
     def round(self, problem: LayerProblem, code: Code) -> Rounded:
-        return self.rounder.round(LayerProblem(self.shrunk(problem), problem.hessian, problem.row_hessian), code)
+        shrunk = LayerProblem(self.shrunk(problem), problem.hessian, problem.row_hessian)
+        return replace(self.rounder.round(shrunk, code), guarantee=None)  # which is about the shrunk weight
 
     def shrunk(self, problem: LayerProblem) -> Tensor:
         """V, [N, K], in the weight's type."""
