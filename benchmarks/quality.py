@@ -29,7 +29,7 @@ GROUPS = {"act_order": True, "static_groups": True, "range": "mse"}
 CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
     "rtn": ("rtn", {"range": "mse"}),
     "optq row": ("optq", GROUPS),
-    "optq g64": ("optq", GROUPS | {"group_size": 64}),
+    "optq g128": ("optq", GROUPS | {"group_size": 128}),
     "quip": ("quip", {}),
     "quip_sharp": ("quip_sharp", {}),
     "qtip": ("qtip", {}),
