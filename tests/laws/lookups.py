@@ -2,6 +2,7 @@
 
 from lowbit.codes import (
     BinaryCoding,
+    BlockScaled,
     ClusteredLevels,
     Digits,
     DualGrained,
@@ -19,6 +20,7 @@ from lowbit.codes import (
     SearchedRange,
     SharedLevels,
     TwoStep,
+    VectorCodebook,
 )
 
 _SEARCHED = SearchedRange(steps=12, exponent=2.0)
@@ -48,6 +50,8 @@ LOOKUPS = {
 }
 
 LAID_OUT = {
+    "pairs with scales of blocks": BlockScaled(VectorCodebook(2, 4, importance="none"), 4),
+    "clusters with scales of blocks": BlockScaled(Lookup(ClusteredLevels(2), 8), 4, 3),
     "fp6 in two planes": LaidOut(Lookup(ScaledLevels("e3m2")), Planes(4, 2)),
     "ternary digits": LaidOut(Lookup(ScaledLevels("ternary", range=_SEARCHED), 12), Digits(3)),
     "mixed widths": LaidOut(Lookup(MixedWidths(2, HessianRange(steps=5)), 8), Exchanged(2)),
@@ -78,6 +82,7 @@ LOOKUP_RECIPES = {
     "jlcm": {"tables": 3},
     "lcq": {"group_size": 12},
     "gptvq": {"bits": 1, "group_size": 12},
+    "gptvq with scales of blocks": {"bits": 1, "group_size": 12, "block_size": 4},
     "vptq": {"dimension": 2, "bits": 3, "residual_bits": 2},
     "gptqt": {"bits": 2, "fine_bits": 3},
     "db_llm": {"group_size": 12},

@@ -8,6 +8,7 @@ import torch
 from laws.problems import correlated
 from laws.statements import solve
 from lowbit.codes import (
+    BlockScaled,
     ClusteredLevels,
     Digits,
     DualGrained,
@@ -22,6 +23,7 @@ from lowbit.codes import (
     Planes,
     ScaledLevels,
     SearchedRange,
+    VectorCodebook,
 )
 from lowbit.core.errors import BadRequest
 from lowbit.core.fields import bits_per_weight
@@ -240,3 +242,38 @@ def test_extreme_weights_stay_finite(code):
         assert bool(torch.isfinite(rounded.w_hat).all())
     with pytest.raises(BadRequest, match=r"float16|this type"):
         code.fit(LayerProblem(torch.full((4, 8), 1e9), torch.eye(8).double()))
+
+
+# Scales of blocks
+
+
+def test_scales_of_blocks_help_where_blocks_differ():
+    """Sixteen sizes, four bits: after scaling all blocks are alike, and one codebook serves them."""
+    sizes = torch.logspace(-1, 1, 16, dtype=torch.float64).repeat_interleave(8)
+    weight = gaussian(32, 128) * sizes
+    problem = plain(weight / sizes.mean())
+    plain_code = VectorCodebook(2, 6, importance="none")
+    losses = [problem.loss(Nearest().round(problem, code).w_hat) for code in (plain_code, BlockScaled(plain_code, 8))]
+    assert losses[1] < 0.8 * losses[0]
+
+
+def test_scales_of_blocks_are_storable_and_near_the_largest_weight():
+    weight = gaussian(4, 32)
+    weight[2, 8:16] = 0
+    code = BlockScaled(Lookup(ClusteredLevels(2)), 8)
+    side = code.fit(plain(weight))
+    low, step = side["block_range"]
+    scale = (low + step * side["block_scale"]).exp2()
+    largest = weight.unflatten(1, (-1, 8)).abs().amax(-1)
+    live = largest > 0
+    assert float((scale[live] / largest[live]).log2().abs().max()) <= float(step) / 2 + 1e-6
+    assert bool(torch.isfinite(Ldlq().round(plain(weight), code).w_hat).all())
+
+
+def test_blocks_hold_whole_tiles_of_one_row():
+    with pytest.raises(BadRequest, match="whole tiles of one row; those of the code are 1 x 2"):
+        BlockScaled(VectorCodebook(2, 4), 5)
+    with pytest.raises(BadRequest, match="those of the code are 2 x 1"):
+        BlockScaled(VectorCodebook(2, 4, along="outputs"), 4)
+    with pytest.raises(BadRequest, match=r"block_size=16\) does not divide the 24 inputs"):
+        BlockScaled(VectorCodebook(2, 4), 16).check((6, 24))

@@ -3,6 +3,7 @@
 from lowbit.codes.binary import BinaryCoding as BinaryCoding
 from lowbit.codes.binary import LeastSquares as LeastSquares
 from lowbit.codes.binary import TwoStep as TwoStep
+from lowbit.codes.blocks import BlockScaled as BlockScaled
 from lowbit.codes.clustered import ClusteredLevels as ClusteredLevels
 from lowbit.codes.clustered import SharedLevels as SharedLevels
 from lowbit.codes.dual import DualGrained as DualGrained

@@ -5,7 +5,7 @@ g is the group size, or K for "row"; K inputs, N outputs.
 
 from typing import Literal
 
-from lowbit.codes import ClusteredLevels, Lookup, LowRankLevels, SharedLevels, VectorCodebook
+from lowbit.codes import BlockScaled, ClusteredLevels, Lookup, LowRankLevels, SharedLevels, VectorCodebook
 from lowbit.core.recipe import Recipe, Refresh
 from lowbit.recipes.scalar import GroupSize, whole_row
 from lowbit.rounding import Ldlq, Nearest
@@ -79,26 +79,33 @@ def lcq(
 
 
 def gptvq(
-    bits: int = 2, dimension: int = 2, group_size: int = 256, damping: float = 0.01, refresh: Refresh = "input"
+    bits: int = 2,
+    dimension: int = 2,
+    group_size: int = 256,
+    block_size: int | None = None,
+    damping: float = 0.01,
+    refresh: Refresh = "input",
 ) -> Recipe:
     """GPTVQ: vectors of inputs, with a codebook for each group of columns found when rounding reaches it.
 
     Paper: van Baalen, Kuzmin, Nagel et al.: GPTVQ: The Blessing of Dimensionality for LLM Quantization, 2024, arXiv
     2402.15319.
 
-    Bits per weight: b + 16 d 2^(b d) / (N g).
+    Bits per weight: b + 16 d 2^(b d) / (N g); scales of blocks add 4 / block_size + 64 / (N K).
 
     Differs from the authors' code: vectors are encoded and fed back jointly, in the metric of block LDLQ; a codebook
-    serves all rows and is float16, where theirs serves some and is 8 bits; no block scales (chain ChannelScales).
+    serves all rows and is float16, where theirs serves some and is 8 bits; no gradient steps on codebooks.
 
     Args:
         bits: of an index for each weight; bits x dimension is at most 16.
         dimension: weights of a vector, d.
         group_size: columns that share a codebook.
+        block_size: columns of a row that share a four-bit scale, 32 or 64 in the paper; none for no such scales.
         damping: added to diag(H), as a fraction of its mean; >= 0.
         refresh: "input" recomputes inputs after each group of layers that share one, "block" once per decoder block.
     """
-    code = VectorCodebook(dimension, bits * dimension, group_size=group_size, codebooks="dynamic")
+    vectors = VectorCodebook(dimension, bits * dimension, group_size=group_size, codebooks="dynamic")
+    code = BlockScaled(vectors, block_size) if block_size else vectors
     return Recipe("gptvq", SecondMoment(), NoTransform(), code, Ldlq(damping), refresh=refresh)
 
 
