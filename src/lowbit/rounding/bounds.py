@@ -4,6 +4,7 @@ Legend: E = W_hat - W; H + damping = A diag(d) A^T; R = E A [N, K] the rounding 
 largest rounding error of a weight, half a step of its grid; G = I where there is no row Hessian.
 
     feedback      sum_ij d_j r_ij^2       <= sum_ij d_j c_ij^2           OPTQ and LDLQ, where |r_ij| <= c_ij
+    of both sides sum_ij g_i d_j r_ij^2   <= sum_ij g_i d_j c_ij^2       G = B diag(g) B^T and R = B^T E A
     stochastic    the same                <= 4 times as much             where |r_ij| < a step; E r_ij^2 <= c_ij^2
     nearest       tr(G E H E^T)           <= sum_ij c_ij (|G| C |H|)_ij  no feedback, |e_ij| <= c_ij
     Qronos        mismatch + the first                                   feedback on the target that mends most
@@ -27,24 +28,29 @@ from lowbit.core.linalg import Factor
 from lowbit.core.parts import Code
 from lowbit.core.problem import LayerProblem
 from lowbit.core.records import Guarantee, Rounded
+from lowbit.rounding.rows import is_diagonal
 
 # Rounding errors are computed in the weights' own precision; half a step is exceeded by this much without clamping.
 _SLACK = 1e-3
 
 
 def feedback_guarantee(
-    problem: LayerProblem, rounded: Rounded, code: Code, factor: Factor, reach: float = 1.0
+    problem: LayerProblem, rounded: Rounded, code: Code, columns: Factor, rows: Factor | None = None
 ) -> Guarantee | None:
-    """For rounding column by column with the feedback of `factor`, with damping or without.
+    """For rounding with the feedback of `columns`, of H, and of `rows`, of G where there is any; both may be damped.
 
-    reach: what a weight can be rounded by, in half steps: 1 to nearest, 2 up or down at random. None where the code
-    does not tell its half-widths, or with a row Hessian, whose feedback changes the errors.
+    None where the code does not tell its half-widths, or where G couples rows and there was no feedback between them.
     """
-    cells = _cells(code, rounded, reach)
-    if cells is None or problem.row_hessian is not None:
+    cells, G = _cells(code, rounded), problem.row_hessian
+    if cells is None or (G is not None and rows is None and not is_diagonal(G)):
         return None
-    left = (problem.weight - rounded.w_hat) @ factor.unit_upper.to(problem.weight.dtype)
-    return Guarantee(float(cells.square().sum(0) @ factor.diagonal), _clamped(left, cells))
+    left = (problem.weight - rounded.w_hat) @ columns.unit_upper.to(problem.weight.dtype)
+    squares = cells.square() @ columns.diagonal
+    if rows is not None:
+        left, squares = rows.unit_upper.T.to(left.dtype) @ left, rows.diagonal * squares
+    elif G is not None:
+        squares = G.double().diagonal() * squares
+    return Guarantee(float(squares.sum()), _clamped(left, cells))
 
 
 def nearest_guarantee(problem: LayerProblem, rounded: Rounded, code: Code) -> Guarantee | None:
@@ -52,7 +58,7 @@ def nearest_guarantee(problem: LayerProblem, rounded: Rounded, code: Code) -> Gu
 
     Attained where one sign pattern of E makes every product in the loss positive, such as for H of rank one.
     """
-    cells = _cells(code, rounded, 1.0)
+    cells = _cells(code, rounded)
     if cells is None:
         return None
     paired = cells @ problem.hessian.double().abs()
@@ -94,10 +100,10 @@ def mismatch(weight: Tensor, float_moment: Tensor, cross_moment: Tensor, hessian
     return float((W @ (float_moment.double() + own) * W).sum() - (pulled * target).sum())
 
 
-def _cells(code: Code, rounded: Rounded, reach: float) -> Tensor | None:
-    """C [N, K], float64: `reach` times the half-widths of the code with the side it ended with."""
+def _cells(code: Code, rounded: Rounded) -> Tensor | None:
+    """C [N, K], float64: the half-widths of the code with the side it ended with."""
     half = half_widths(code, rounded.side, torch.arange(rounded.w_hat.shape[1]))
-    return None if half is None else reach * half.double().expand(rounded.w_hat.shape)
+    return None if half is None else half.double().expand(rounded.w_hat.shape)
 
 
 def _clamped(error: Tensor, cells: Tensor) -> float:

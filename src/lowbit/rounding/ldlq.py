@@ -42,5 +42,5 @@ class Ldlq:
     def round(self, problem: LayerProblem, code: Code) -> Rounded:
         factor, rows = unit_upper_factor(problem.hessian, self.damping), row_feedback(problem, code, self.damping)
         rounded = round_with_feedback(problem, code, factor.unit_upper, self.slab, rows.encode)
-        guarantee = feedback_guarantee(problem, rounded, code, factor)
+        guarantee = feedback_guarantee(problem, rounded, code, factor, rows.factor)
         return replace(rounded, outcomes=(*factor.outcomes, *rows.outcomes), guarantee=guarantee)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from lowbit.core.levels import Levels, has_levels, levels
-from lowbit.core.linalg import unit_upper_factor
+from lowbit.core.linalg import Factor, unit_upper_factor
 from lowbit.core.parts import Code
 from lowbit.core.problem import LayerProblem
 from lowbit.core.records import Outcome, Side
@@ -32,10 +32,11 @@ from lowbit.rounding.feedback import Encode, unit_tiles
 
 @dataclass(frozen=True, eq=False)
 class RowFeedback:
-    """encode: `Code.encode_with_feedback`, with feedback between rows where there is any."""
+    """encode: `Code.encode_with_feedback`, with feedback between rows where there is any, by `factor` of G."""
 
     encode: Encode
     outcomes: tuple[Outcome, ...] = ()
+    factor: Factor | None = None
 
 
 def row_feedback(problem: LayerProblem, code: Code, damping: float) -> RowFeedback:
@@ -45,13 +46,13 @@ def row_feedback(problem: LayerProblem, code: Code, damping: float) -> RowFeedba
         return RowFeedback(code.encode_with_feedback)
     height = tile_height(code, len(G))
     factor = unit_upper_factor(G, damping)
-    strict = unit_tiles(factor.unit_upper, height).to(problem.weight.dtype)
+    strict = unit_tiles(factor.unit_upper, height).to(problem.weight.dtype, copy=True)
     for tile in range(0, len(G), height):
         strict[tile : tile + height, tile : tile + height] = 0
     outcomes = () if factor.damping == damping else (_row_damping_raised(damping, factor.damping),)
     if not bool(strict.any()):
         return RowFeedback(code.encode_with_feedback, (*outcomes, _COVERED))
-    return RowFeedback(_Rows(code, problem.shape, strict, tuple(waves(G, height)), height), outcomes)
+    return RowFeedback(_Rows(code, problem.shape, strict, tuple(waves(G, height)), height), outcomes, factor)
 
 
 def rows_apart(rounder: object, problem: LayerProblem) -> tuple[Outcome, ...]:
