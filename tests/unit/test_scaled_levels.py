@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from laws.lookups import LAID_OUT, LOOKUPS
 from laws.problems import correlated
 from laws.statements import solve
 from lowbit.codes import IntegerGrid, Lookup, ScaledLevels, Scales, SearchedRange
@@ -152,6 +153,14 @@ def test_the_scale_turns_a_lopsided_set():
     code = Lookup(ScaledLevels("-1, 0, 1, 2", Scales("float32")))
     weight = torch.tensor([[2.0, -1.0, 1.0, 0.0], [-2.0, 1.0, -1.0, 0.0]])
     assert error(weight, code) == 0
+
+
+@pytest.mark.parametrize("code", (LOOKUPS | LAID_OUT).values(), ids=LOOKUPS | LAID_OUT)
+def test_what_is_called_a_scale_is_positive(code):
+    """The format refuses others."""
+    side = Nearest().round(correlated(0), code).side
+    for name in code.fields((6, 24)):
+        assert not name.endswith("scale") or name == "block_scale" or bool((side[name] > 0).all())
 
 
 BAD = [

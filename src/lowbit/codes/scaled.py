@@ -55,7 +55,7 @@ class ScaledLevels:
         return self.range.importance(problem)
 
     def fields(self, rows: int, groups: int) -> dict[str, Field]:
-        fields = self.scales.fields(rows, groups)
+        fields = self.scales.fields(rows, groups, self._turning)
         if len(self._names) > 1:
             fields["level_set"] = Bits((rows, groups) if self.choice == "group" else (1, 1), 8)
         return fields
@@ -100,10 +100,10 @@ class ScaledLevels:
             'cannot hold. Use "bfloat16" or "float32".',
         )
         if len(scales) == 1:
-            return self.scales.side(scales[0], unit)
+            return self.scales.side(scales[0], unit, self._turning)
         best = kept if kept is not None else self._best(torch.stack(errors), unit)
         scale = torch.stack(scales).gather(0, best.expand(1, *scales[0].shape))[0]
-        return {**self.scales.side(scale, unit), "level_set": best}
+        return {**self.scales.side(scale, unit, self._turning), "level_set": best}
 
     def _best(self, errors: Tensor, unit: Tensor | None) -> Tensor:
         """The index of the set with the least error, [R, G] or [1, 1], for errors [sets, R, G] in units of `unit`."""
@@ -115,6 +115,12 @@ class ScaledLevels:
         """Each set, filled up to 2^bits by repeating its last level, in the type of `like`."""
         sets = [level_set(name) for name in self._names]
         return [_Set(like.new_tensor((*one, *[one[-1]] * (2**self.bits - len(one)))), self.scales) for one in sets]
+
+    @property
+    def _turning(self) -> bool:
+        """Whether some set reaches further on one side, so that scales may be negative."""
+        lopsided = any(max(level_set(name)) != -min(level_set(name)) for name in self._names)
+        return lopsided and self.scales.signed
 
     @property
     def _names(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@
     uint4, uint6, uint8          a whole number from 1 on times an outer scale
 
 An outer scale is one float16 a row or one float32 for the layer, so large that the largest group reaches the top of
-the small type. Only the floats and e4m3 can be negative.
+the small type. Only the floats and e4m3 can be negative, and are then stored as "signed_step": a "scale" is positive.
 
 Bits per weight: those of the type over the group size, and 16 / K or 32 / (N K) for an outer scale.
 """
@@ -59,18 +59,19 @@ class Scales:
     def signed(self) -> bool:
         return self.kind in _FLOATS
 
-    def fields(self, rows: int, groups: int) -> dict[str, Field]:
+    def fields(self, rows: int, groups: int, turning: bool = False) -> dict[str, Field]:
+        """turning: some may be negative."""
         if self.kind == "e8m0":
             return {"scale_exponent": Bits((rows, groups), 8)}
         if self.outer == "none":
-            return {"scale": Array((rows, groups), _FLOATS[self.kind])}
+            return {self._name(turning): Array((rows, groups), _FLOATS[self.kind])}
         shape = (rows, 1) if self.outer == "row" else (1, 1)
         small: Field = (
             Bits((rows, groups), _INTEGERS[self.kind])
             if self.kind in _INTEGERS
             else Array((rows, groups), _FLOATS[self.kind])
         )
-        return {"group_scale": small, "scale": Array(shape, _OUTER[self.outer])}
+        return {self._name(turning): small, "scale": Array(shape, _OUTER[self.outer])}
 
     def unit(self, wanted: Tensor) -> Tensor | None:
         """The outer scale, as stored, for the scales [R, G] that groups would like: [R or 1, 1], or None."""
@@ -96,21 +97,25 @@ class Scales:
         size = size.clamp_max(self._top) if self.kind == "e4m3" else size
         return size.to(dtype).to(scale.dtype).clamp_min(least).copysign(scale)
 
-    def side(self, scale: Tensor, unit: Tensor | None) -> Side:
+    def side(self, scale: Tensor, unit: Tensor | None, turning: bool = False) -> Side:
         """What is kept of rounded scales [R, G]."""
         if self.kind == "e8m0":
             return {"scale_exponent": scale.log2() + _EXPONENT_BIAS}
-        return {"scale": scale} if unit is None else {"group_scale": scale, "scale": unit}
+        return {self._name(turning): scale, **({} if unit is None else {"scale": unit})}
 
     def of(self, side: Side, at: Tensor) -> Tensor:
         """The scales [R, G'] of the groups `at`, as they multiply levels."""
         if self.kind == "e8m0":
             exponent = working(side["scale_exponent"])[:, at]
             return torch.ldexp(torch.ones_like(exponent), (exponent - _EXPONENT_BIAS).int())
-        scale = working(side["scale"])
-        if self.outer == "none":
-            return scale[:, at]
-        return scale * working(side["group_scale"])[:, at]
+        small = working(side[self._name("signed_step" in side)])[:, at]
+        return small if self.outer == "none" else working(side["scale"]) * small
+
+    def _name(self, turning: bool) -> str:
+        """The field of the groups' numbers."""
+        if turning:
+            return "signed_step"
+        return "scale" if self.outer == "none" else "group_scale"
 
     @property
     def _top(self) -> float:
