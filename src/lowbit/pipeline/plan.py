@@ -1,34 +1,24 @@
-"""What a run would do, before any of it is done: every layer's recipe and size, what is left alone and why, and what
-it will take. Reads headers only, so a shape that a recipe cannot hold is found in the first second.
+"""What a run would do, before any of it is done: every layer's recipe and size, what is left alone and why.
+
+Reads headers only, so a shape that a recipe cannot hold is found in the first second. What a run will take is
+forecast when it is asked for.
 """
 
 import fnmatch
+import functools
 import re
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-
-import torch
 
 from lowbit.core.errors import BadRequest
 from lowbit.core.fields import bits_per_weight
 from lowbit.core.parts import Observable
 from lowbit.core.recipe import Recipe, to_dict
 from lowbit.formats.checkpoint import stored_fields
-from lowbit.pipeline.activations import ATTENTION_PAIRS, batches
 from lowbit.pipeline.architecture import Block, architecture_of, shape_of
-from lowbit.pipeline.attention import ATTENTION
-from lowbit.pipeline.observe import LOOKS_AT_ORIGINAL
+from lowbit.pipeline.forecast import BlockWork, LayerWork, Workload, peak_memory, run_seconds
 from lowbit.pipeline.source import SourceModel
-
-# Read off runs on a 2-core machine: Python with torch and transformers loaded, and what storage gives at least.
-_PROGRAM_BYTES = 450_000_000
-_FILE_BYTES_PER_SECOND = 500_000_000
-# Scores, masked and not, probabilities, and room to reduce them.
-_ATTENTION_COPIES = 4
-# Digest, solve, copy.
-_PASSES_OVER_FILES = 3
 
 
 @dataclass(frozen=True)
@@ -93,6 +83,10 @@ class PlannedLayer:
     def bits_per_weight(self) -> float:
         return bits_per_weight(self.recipe.fields(self.shape), self.shape)
 
+    @property
+    def work(self) -> LayerWork:
+        return LayerWork(self.name.rpartition(".")[0], self.shape, self.recipe)
+
 
 @dataclass(frozen=True)
 class LeftAlone:
@@ -112,9 +106,18 @@ class Plan:
     left_alone: tuple[LeftAlone, ...]
     bytes_before: int
     parameters: int
-    memory: int
-    seconds: float
+    workload: Workload
     blocks: Mapping[str, tuple[PlannedLayer, ...]] = field(repr=False, default_factory=dict)
+
+    @functools.cached_property
+    def memory(self) -> int:
+        """Bytes resident at the peak of the run, as forecast."""
+        return peak_memory(self.workload)
+
+    @functools.cached_property
+    def seconds(self) -> float:
+        """Seconds that the run will take, measured on this machine when first asked for."""
+        return run_seconds(self.workload)
 
     @property
     def bytes_after(self) -> int:
@@ -151,9 +154,9 @@ def make_plan(source: SourceModel, assignment: Assignment, samples: int, length:
     if not layers:
         raise BadRequest("No layer would be quantized: targets and ignore patterns leave none.")
     left = tuple(_left_alone(source, {f"{layer.name}.weight" for layer in layers}, reasons))
-    memory, seconds = _forecast(source, blocks, samples, length, budget)
+    workload = _workload(source, blocks, samples, length, budget)
     parameters = sum(entry.nbytes // entry.dtype.itemsize for entry in source.shards.entries.values())
-    return Plan(layers, left, source.shards.nbytes, parameters, memory, seconds, blocks)
+    return Plan(layers, left, source.shards.nbytes, parameters, workload, blocks)
 
 
 def _planned(
@@ -190,75 +193,27 @@ def _left_alone(source: SourceModel, taken: set[str], reasons: dict[str, str]) -
     return left
 
 
-def _forecast(
+def _workload(
     source: SourceModel, blocks: Mapping[str, tuple[PlannedLayer, ...]], samples: int, length: int, budget: int
-) -> tuple[int, float]:
-    """Peak bytes and seconds of a run."""
-    tokens = samples * length if any(map(_reads, blocks.values())) else length
-    batch = min(tokens, next(batches(samples, length)).stop * length)
+) -> Workload:
     inside = [sum(p.numel() for p in block.module.parameters()) for block in source.blocks]
-    outside = sum(p.numel() for p in source.model.parameters()) - sum(inside)
-    hidden = min(4 * tokens * int(source.config.hidden_size), budget)
-    largest = max(_block_bytes(n, blocks[b.name], batch) for n, b in zip(inside, source.blocks, strict=True))
-    observing = _observing_bytes(source, blocks, max(inside), hidden, length)
-    work = sum(_block_work(n, blocks[b.name], tokens) for n, b in zip(inside, source.blocks, strict=True))
-    seconds = _PASSES_OVER_FILES * source.shards.nbytes / _FILE_BYTES_PER_SECOND + work / _multiply_adds_per_second()
-    return _PROGRAM_BYTES + 4 * outside + hidden + largest + observing, seconds
-
-
-def _observing_bytes(
-    source: SourceModel, blocks: Mapping[str, tuple[PlannedLayer, ...]], block: int, hidden: int, length: int
-) -> int:
-    """What statistics need that look at more than inputs: hidden states of the original model, a copy of a block with
-    `block` weights, attention's probabilities; the whole model and its row Hessians (float64) for gradients."""
-    layers = [layer for planned in blocks.values() for layer in planned]
-    reads = all_reads(layers)
-    total = hidden if "float_inputs" in reads else 0
-    total += 4 * block if reads & LOOKS_AT_ORIGINAL else 0
-    if reads & ATTENTION:
-        pairs = max(ATTENTION_PAIRS, length**2) * int(source.config.num_attention_heads)
-        total += 4 * _ATTENTION_COPIES * pairs
-    if "output_gradients" in reads:
-        rows = sum(layer.shape[0] ** 2 for layer in layers if "output_gradients" in layer.recipe.statistic.reads)
-        total += 8 * rows + 4 * sum(layer.weights for layer in layers)
-    return total
+    work = tuple(
+        BlockWork(weights, tuple(layer.work for layer in blocks[block.name]))
+        for weights, block in zip(inside, source.blocks, strict=True)
+    )
+    config = source.config
+    return Workload(
+        blocks=work,
+        outside=sum(p.numel() for p in source.model.parameters()) - sum(inside),
+        width=int(config.hidden_size),
+        heads=int(config.num_attention_heads),
+        nbytes=source.shards.nbytes,
+        samples=samples,
+        length=length,
+        budget=budget,
+    )
 
 
 def all_reads(layers: Iterable[PlannedLayer]) -> frozenset[Observable]:
     """Everything that any layer's statistic reads."""
     return frozenset[Observable]().union(*(layer.recipe.statistic.reads for layer in layers))
-
-
-def _reads(planned: tuple[PlannedLayer, ...]) -> bool:
-    return any(layer.recipe.statistic.reads for layer in planned)
-
-
-def _block_bytes(weights: int, planned: tuple[PlannedLayer, ...], batch: int) -> int:
-    """A block in float32, its Hessians (one an input width, float64), and the larger of solving its largest layer
-    (weight, values, errors; factor and its copies) and running a batch through it (a few states as wide as a layer)."""
-    if not planned:
-        return 4 * weights
-    widest = max(layer.shape[1] for layer in planned)
-    hessians = 8 * sum(k * k for k in {layer.shape[1] for layer in planned}) if _reads(planned) else 0
-    solving = max(12 * layer.weights for layer in planned) + (32 * widest * widest if _reads(planned) else 0)
-    running = 4 * 6 * batch * max(max(layer.shape) for layer in planned)
-    return 4 * weights + hessians + max(solving, running)
-
-
-def _block_work(weights: int, planned: tuple[PlannedLayer, ...], tokens: int) -> float:
-    """Multiply-adds: a pass over the tokens for each stage and one for outputs, second moments, factors, feedback."""
-    if not _reads(planned):
-        return float(weights * tokens)
-    moments = tokens * sum(k * k for k in {layer.shape[1] for layer in planned})
-    solves = sum(layer.weights * layer.shape[1] / 2 + 2 * layer.shape[1] ** 3 / 3 for layer in planned)
-    return 5.0 * weights * tokens + moments + solves
-
-
-def _multiply_adds_per_second() -> float:
-    """Measured on a product of the kind that runs take their time with."""
-    a, b = torch.ones(1024, 512), torch.ones(512, 512)
-    a @ b
-    started = time.perf_counter()
-    for _ in range(4):
-        a @ b
-    return 4 * 1024 * 512 * 512 / (time.perf_counter() - started)
