@@ -33,7 +33,7 @@ def qronos(
     symmetric: bool = False,
     act_order: bool = True,
     static_groups: bool = True,
-    target_damping: float = 1e-6,
+    target_damping: float = 1e-3,
     damping: float = 0.01,
     range: RangeName = "minmax",
     refresh: Refresh = "input",
@@ -57,7 +57,8 @@ def qronos(
         symmetric: zero is the middle level; stores no zero points.
         act_order: round the columns with the largest diag(H) first.
         static_groups: estimate every group's scale before rounding starts.
-        target_damping: of the correction, as a fraction of H's largest eigenvalue; the paper's lambda.
+        target_damping: of the correction, as a fraction of H's largest eigenvalue: the paper's lambda, there 1e-6,
+            which needs more calibration text (see `lowbit.statistics.cross_moment`).
         damping: of rounding: added to diag(H), as a fraction of its mean; >= 0.
         range: end points by "minmax", by searched mean error ("mse", |error|^2.4), or weighted by the "hessian".
         refresh: "input" recomputes inputs after each group of layers that share one, "block" once per decoder block.

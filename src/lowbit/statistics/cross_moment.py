@@ -14,9 +14,10 @@ Where z is x, W' is W bit for bit. A token that reaches the layer in one model o
 sends tokens to the same experts in both.
 
 Cost: 2 T K^2 multiply-adds, a factorisation, N K^2; a second run of the original blocks.
-Papers: Qronos (arXiv 2505.11695), whose lambda is 1e-6 of the largest eigenvalue; the same target is the asymmetric
-calibration of GPTAQ (arXiv 2504.02692). Differs from Qronos's first step, where the first column alone is rounded
-before W' replaces W: the authors' own later code projects first, as here.
+Papers: Qronos (arXiv 2505.11695), whose lambda is 1e-6 of the largest eigenvalue: with 16,000 calibration tokens
+that made the demo model's KL at 2 bits 1.22, where plain OPTQ has 0.34 and 1e-3 has 0.26. The same target is the
+asymmetric calibration of GPTAQ (arXiv 2504.02692). Differs from Qronos's first step, where the first column alone is
+rounded before W' replaces W: the authors' own later code projects first, as here.
 """
 
 from dataclasses import dataclass
@@ -46,10 +47,10 @@ class CrossMoments:
 class CrossMoment:
     """H = E[z z^T] and the target W'. damping: lambda as a fraction of the largest eigenvalue of H, 0 to 0.01."""
 
-    damping: float = 1e-6
+    damping: float = 1e-3
 
     def __post_init__(self) -> None:
-        require(0 <= self.damping <= 0.01, f"CrossMoment(damping={self.damping!r}): must be 0 to 0.01. Use 1e-6.")
+        require(0 <= self.damping <= 0.01, f"CrossMoment(damping={self.damping!r}): must be 0 to 0.01. Use 1e-3.")
 
     @property
     def reads(self) -> frozenset[Observable]:
