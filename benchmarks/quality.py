@@ -1,15 +1,16 @@
 """How good is a model after each recipe, at its true bits per weight?
 
-    python benchmarks/quality.py [MODEL ...] [--text SOURCE] [--bits 2 3 4] [--only trellis] [--json out.json]
+    python benchmarks/quality.py [MODEL ...] [--text SOURCE] [--bits 2 3 4] [--only trellis ...] [--json F] [--plot F]
 
 Each recipe quantizes each model at each width, with the same calibration windows, and the checkpoint is measured on
 held-out text against the original; a recipe that does not fit a model is left out, with the reason. Reported: bits per
 weight over the quantized layers with everything stored for them, KL(original || quantized) in nats a token with its
-standard error, perplexity, and seconds. A .txt file has no held-out part of its own: its last tenth is cut off for
-evaluation.
+standard error, perplexity, seconds, and which contenders nothing beats in both bits and KL. A .txt file has no held-out
+part of its own: its last tenth is cut off for evaluation.
 """
 
 import argparse
+import inspect
 import json
 import tempfile
 import time
@@ -23,21 +24,41 @@ from lowbit.cli.demo import MODEL
 from lowbit.core.errors import BadRequest
 from lowbit.core.recipe import Recipe
 from lowbit.pipeline.text import read_texts
-from lowbit.recipes import make_recipe
+from lowbit.recipes import CATALOGUE, make_recipe
+from lowbit.report.figures import pareto_figure
 
 GROUPS = {"act_order": True, "static_groups": True, "range": "mse"}
-CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "rtn": ("rtn", {"range": "mse"}),
     "optq row": ("optq", GROUPS),
     "optq g128": ("optq", GROUPS | {"group_size": 128}),
-    "quip": ("quip", {}),
-    "quip_sharp": ("quip_sharp", {}),
-    "qtip": ("qtip", {}),
     "qtip hyb": ("qtip", {"values": "hyb"}),
-    "exl3": ("exl3", {}),
-    "trellis": ("trellis", {}),
-    "trellis one scale": ("trellis", {"scales": "tensor"}),
+    "trellis, second moment": ("trellis", {"statistic": "SecondMoment"}),
+    "trellis, one scale": ("trellis", {"scales": "tensor"}),
+    **{
+        f"optq by {statistic}": ("optq", {"statistic": expression, "act_order": True, "static_groups": True})
+        for statistic, expression in {
+            "second moment": "SecondMoment",
+            "cross moment": "CrossMoment(1e-3)",
+            "attention received": "WeightedMoment(AttentionReceived)",
+            "activation norm": "WeightedMoment(ActivationNorm)",
+            "token rarity": "WeightedMoment(TokenRarity)",
+            "attention": "AttentionAware",
+            "gradient covariance": "TwoSided(SecondMoment, GradientCovariance)",
+        }.items()
+    },
 }
+CONTENDERS = VARIANTS | {name: (name, {}) for name in CATALOGUE if name not in ("rtn", "optq")}
+
+
+def has_bits(label: str) -> bool:
+    """Whether a contender comes in several widths; the others are measured once, as they are."""
+    return "bits" in inspect.signature(CATALOGUE[CONTENDERS[label][0]]).parameters
+
+
+def recipe_at(label: str, bits: int) -> Recipe:
+    name, settings = CONTENDERS[label]
+    return make_recipe(name, settings | {"bits": bits} if has_bits(label) else settings)
 
 
 def measure(model: Path, recipe: Recipe, texts: tuple[str, str], samples: int, windows: int) -> dict[str, float]:
@@ -58,6 +79,15 @@ def measure(model: Path, recipe: Recipe, texts: tuple[str, str], samples: int, w
         "original_perplexity": found.divergence.perplexity.mean,
         "seconds": seconds,
     }
+
+
+def front(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that no other beats in both bits and KL, by bits."""
+    best: list[dict[str, Any]] = []
+    for row in sorted(rows, key=lambda row: (row["bits_per_weight"], row["kl"])):
+        if not best or row["kl"] < best[-1]["kl"]:
+            best.append(row)
+    return best
 
 
 def split(source: str, folder: Path) -> tuple[str, str]:
@@ -81,28 +111,34 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=128, help="calibration windows")
     parser.add_argument("--windows", type=int, default=64, help="evaluation windows")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path, help="a .png or .svg of the front beside rtn and optq, for one model")
     options = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         texts = split(options.text, Path(folder))
         for model in options.models:
             print(f"\n{model.name}: {options.samples} calibration windows, torch on {torch.get_num_threads()} threads")
-            print(f"{'recipe':<20}{'bits':>5}{'bits/weight':>13}{'KL':>10}{'+-':>9}{'perplexity':>12}{'seconds':>9}")
+            print(f"{'recipe':<28}{'bits':>5}{'bits/weight':>13}{'KL':>10}{'+-':>9}{'perplexity':>12}{'seconds':>9}")
             for bits in options.bits:
                 for label in options.only:
-                    name, settings = CONTENDERS[label]
-                    recipe = make_recipe(name, settings | {"bits": bits})
+                    if not has_bits(label) and bits != options.bits[0]:
+                        continue
                     try:
-                        row = measure(model, recipe, texts, options.samples, options.windows)
+                        row = measure(model, recipe_at(label, bits), texts, options.samples, options.windows)
                     except BadRequest as error:
-                        print(f"{label:<20}{bits:>5}  left out: {str(error).splitlines()[-1].strip()}", flush=True)
+                        print(f"{label:<28}{bits:>5}  left out: {str(error).splitlines()[-1].strip()}", flush=True)
                         continue
                     rows.append({"model": model.name, "recipe": label, "bits": bits, **row})
                     print(
-                        f"{label:<20}{bits:>5}{row['bits_per_weight']:>13.3f}{row['kl']:>10.5f}{row['kl_error']:>9.5f}"
+                        f"{label:<28}{bits:>5}{row['bits_per_weight']:>13.3f}{row['kl']:>10.5f}{row['kl_error']:>9.5f}"
                         f"{row['perplexity']:>12.4f}{row['seconds']:>9.1f}",
                         flush=True,
                     )
+            best = front([row for row in rows if row["model"] == model.name])
+            print("on the front: " + ", ".join(f"{row['recipe']} at {row['bits_per_weight']:.2f}" for row in best))
+    if options.plot:
+        shown = {row["recipe"] for row in front(rows)} | {"rtn", "optq row"}
+        pareto_figure([row for row in rows if row["recipe"] in shown], options.plot)
     if options.json:
         options.json.write_text(json.dumps({"text": options.text, "samples": options.samples, "rows": rows}, indent=1))
 

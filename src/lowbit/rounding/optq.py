@@ -17,6 +17,7 @@ from lowbit.core.parts import Code
 from lowbit.core.problem import LayerProblem
 from lowbit.core.records import Rounded
 from lowbit.rounding.bounds import feedback_guarantee
+from lowbit.rounding.rows import rows_apart
 
 
 @dataclass(frozen=True)
@@ -50,5 +51,5 @@ class Optq:
             codes.append(q)
         unit = U.double() / U.double().diagonal()[:, None]
         factor = Factor(torch.linalg.inv(unit), U.double().diagonal() ** -2, self.damping, ())
-        rounded = Rounded(torch.cat(codes, 1), side, w_hat)
+        rounded = Rounded(torch.cat(codes, 1), side, w_hat, rows_apart(self, problem))
         return replace(rounded, guarantee=feedback_guarantee(problem, rounded, code, factor))
