@@ -3,6 +3,7 @@
     lowbit.quantize   make a checkpoint         lowbit.Recipe    how one layer is quantized
     lowbit.load       load one                  lowbit.recipes   the published methods, each a function
     lowbit.evaluate   measure a model           lowbit.Calibration, lowbit.Options   on what and how a run works
+    lowbit.export     to another tool's format  lowbit.import_   from another tool's format
 
 Importing lowbit makes transformers able to load its checkpoints. transformers has no discovery of plug-ins, and one
 that is not registered leaves its user with an error at best; so that is done at once, everything else when first used.
@@ -16,6 +17,8 @@ from lowbit.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from lowbit import recipes as recipes
+    from lowbit.api import export as export
+    from lowbit.api import import_ as import_
     from lowbit.api import quantize as quantize
     from lowbit.core.recipe import Recipe as Recipe
     from lowbit.evaluation.evaluate import evaluate as evaluate
@@ -23,13 +26,26 @@ if TYPE_CHECKING:
     from lowbit.pipeline.quantize import Calibration as Calibration
     from lowbit.pipeline.quantize import Options as Options
 
-__all__ = ["Calibration", "Options", "Recipe", "__version__", "evaluate", "load", "quantize", "recipes"]
+__all__ = [
+    "Calibration",
+    "Options",
+    "Recipe",
+    "__version__",
+    "evaluate",
+    "export",
+    "import_",
+    "load",
+    "quantize",
+    "recipes",
+]
 
 _HOMES = {
     "Calibration": "lowbit.pipeline.quantize",
     "Options": "lowbit.pipeline.quantize",
     "Recipe": "lowbit.core.recipe",
     "evaluate": "lowbit.evaluation",
+    "export": "lowbit.api",
+    "import_": "lowbit.api",
     "load": "lowbit.integrations.loading",
     "quantize": "lowbit.api",
 }

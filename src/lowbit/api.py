@@ -6,10 +6,13 @@ from typing import Any
 
 from lowbit.core.recipe import Recipe
 from lowbit.evaluation.size import byte_budget
+from lowbit.exchange import export_folder, import_folder
+from lowbit.exchange.catalogue import format_named
 from lowbit.pipeline import quantize as pipeline
 from lowbit.pipeline.drive import Progress
 from lowbit.pipeline.plan import Assignment, Plan
 from lowbit.pipeline.quantize import Calibration, Options
+from lowbit.pipeline.source import resolve_folder
 from lowbit.recipes import make_recipe
 from lowbit.report import write_report
 from lowbit.report.citations import citations
@@ -64,6 +67,33 @@ def plan(
 ) -> Plan:
     """What `quantize` would do: layers, sizes, memory, time. Reads headers only."""
     return pipeline.plan(str(model), assignment(recipe, overrides, targets, ignore), calibration)
+
+
+def export(folder: str | Path, out: str | Path, format: str) -> dict[str, Any]:
+    """Write a lowbit checkpoint in another tool's format, with exactly the same codes.
+
+        lowbit.export("out", "out-gptq", "gptq")
+
+    Args:
+        folder: what `quantize` or `import_` wrote. out: a folder that is empty or does not exist.
+        format: gptq, gptq_v2, compressed-tensors or awq; docs/formats.md says what each can hold.
+
+    Returns format, layers, bytes and bits_per_weight of what was written. Raises BadRequest, leaving nothing behind,
+    where the format cannot hold a layer exactly, naming those that can.
+    """
+    return export_folder(Path(folder), Path(out), format_named(format))
+
+
+def import_(folder: str | Path, out: str | Path) -> dict[str, Any]:
+    """Read another tool's GPTQ, AWQ or compressed-tensors checkpoint into a lowbit one, with exactly the same codes.
+
+    Args:
+        folder: a folder or a name on the hub. out: a folder that is empty or does not exist.
+
+    Returns format, layers, bytes and bits_per_weight of what was written. Raises BadRequest, leaving nothing behind,
+    where the checkpoint is not what it claims to be.
+    """
+    return import_folder(resolve_folder(str(folder)), Path(out))
 
 
 def assignment(

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 from lowbit import api
 from lowbit.cli.demo import run_demo, write_on
 from lowbit.cli.doctor import doctor
+from lowbit.cli.exchange import export, import_
 from lowbit.cli.progress import progress_bars
 from lowbit.cli.reports import compare, report
 from lowbit.cli.requests import overrides_of, parse_settings, recipe_of
@@ -208,6 +209,8 @@ def inspect_folder(
 
 
 app.command()(report)
+app.command()(export)
+app.command("import")(import_)
 app.command()(compare)
 app.command()(doctor)
 

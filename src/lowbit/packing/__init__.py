@@ -2,3 +2,5 @@
 
 from lowbit.packing.dense import pack as pack
 from lowbit.packing.dense import unpack as unpack
+from lowbit.packing.words import pack_words as pack_words
+from lowbit.packing.words import unpack_words as unpack_words

@@ -16,13 +16,12 @@ from torch import Tensor
 from lowbit.core.recipe import to_dict
 from lowbit.formats.checkpoint import quantization_config, stored_layout
 from lowbit.formats.files import write_bytes_atomically, write_json_atomically, write_tensors_atomically
+from lowbit.formats.folder import copy_companions
 from lowbit.formats.shards import read_tensors
 from lowbit.pipeline.drive import Run, layer_path
 from lowbit.pipeline.plan import LeftAlone, PlannedLayer
 
 _SHARD_BYTES = 1 << 30
-_OTHER_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "LICENSE*")
-_NOT_COPIED = {"config.json", "model.safetensors.index.json", "report.json", "training.json"}
 
 
 def assemble(run: Run, folder: Path, version: str, remote_code: tuple[str, Mapping[str, Any]]) -> None:
@@ -46,10 +45,7 @@ def assemble(run: Run, folder: Path, version: str, remote_code: tuple[str, Mappi
         write_json_atomically(
             folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": index}
         )
-    for pattern in _OTHER_FILES:
-        for path in run.source.folder.glob(pattern):
-            if path.name not in _NOT_COPIED:
-                write_bytes_atomically(folder / path.name, path.read_bytes())
+    copy_companions(run.source.folder, folder)
     text, auto_map = remote_code
     write_bytes_atomically(folder / "modeling_lowbit.py", text.encode())
     config = json.loads((run.source.folder / "config.json").read_text(encoding="utf-8"))

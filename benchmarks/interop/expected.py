@@ -1,0 +1,36 @@
+"""What lowbit itself computes: the logits that the consumers beside this file are held to.
+
+Environment: lowbit's own.
+
+    python benchmarks/interop/expected.py LOWBIT_FOLDER LOGITS.safetensors
+
+Readers that multiply codes and scales in float16 before anything else round every weight once; `rounded` are the
+logits of weights rounded so, which they must meet up to the order of float32 sums.
+"""
+
+import sys
+
+import torch
+from safetensors.torch import save_file
+
+import lowbit
+from lowbit.runtime import QuantizedLinear
+
+TOKENS = torch.arange(3, 67)[None]
+
+
+@torch.no_grad()
+def main(folder: str, out: str) -> None:
+    model = lowbit.load(folder, dtype=torch.float32)
+    quantized = [name for name, module in model.named_modules() if isinstance(module, QuantizedLinear)]
+    logits = model(TOKENS).logits
+    model.dequantize()
+    for name in quantized:
+        weight = model.get_parameter(f"{name}.weight")
+        weight.copy_(weight.half())
+    rounded = model(TOKENS).logits
+    save_file({"tokens": TOKENS, "logits": logits.contiguous(), "rounded": rounded.contiguous()}, out)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

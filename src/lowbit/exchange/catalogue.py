@@ -1,0 +1,31 @@
+"""The formats there are, and which of them reads a folder."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lowbit.core.errors import BadRequest
+from lowbit.exchange.awq import Awq
+from lowbit.exchange.compressed_tensors import CompressedTensors
+from lowbit.exchange.format import Format
+from lowbit.exchange.gptq import Gptq, version_of
+
+FORMATS: dict[str, Format] = {format.name: format for format in (Gptq(1), Gptq(2), CompressedTensors(), Awq())}
+
+
+def format_named(name: str) -> Format:
+    """The format of that name; raises BadRequest listing them."""
+    if name not in FORMATS:
+        raise BadRequest(f"No format named {name!r}. lowbit writes {', '.join(FORMATS)}.")
+    return FORMATS[name]
+
+
+def format_of(config: Mapping[str, Any]) -> Format:
+    """The format that a `quantization_config` names; raises BadRequest where lowbit does not read it."""
+    method = config.get("quant_method")
+    if method == Gptq.method:
+        return version_of(config)
+    for format in FORMATS.values():
+        if format.method == method:
+            return format
+    methods = dict.fromkeys(format.method for format in FORMATS.values())
+    raise BadRequest(f"quant_method is {method!r}; lowbit reads {', '.join(methods)}.")

@@ -1,0 +1,117 @@
+"""From a lowbit folder to another tool's: every code goes over as it is, or nothing does.
+
+Layers are read, checked and rewritten one at a time; what is not quantized is copied byte for byte.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lowbit.core.errors import BadRequest, require
+from lowbit.core.layer import QuantizedLayer
+from lowbit.core.recipe import Recipe
+from lowbit.exchange.catalogue import FORMATS
+from lowbit.exchange.format import Format
+from lowbit.exchange.integers import Grid, Integers, integers_of
+from lowbit.formats.checkpoint import restored_layer, stored_fields
+from lowbit.formats.files import write_json_atomically
+from lowbit.formats.folder import ShardWriter, copy_companions, staged
+from lowbit.formats.legality import CONFIG_NAME, check_checkpoint, read_quantization_config
+from lowbit.formats.shards import Shards, read_json
+from lowbit.recipes import from_dict
+
+_TRANSPOSED = ("gpt2", "openai-gpt")
+"""Architectures whose layers are no `torch.nn.Linear`, which other tools store in ways of their own."""
+
+
+def export_folder(folder: Path, out: Path, format: Format) -> dict[str, Any]:
+    """Write the lowbit checkpoint `folder` to `out` in `format`, with the same codes.
+
+    Returns format, layers (how many), bytes of all tensors, bits_per_weight of the quantized ones. Raises BadRequest,
+    leaving nothing behind, where `folder` is not legal, `out` is not empty, or the format cannot hold a layer.
+    """
+    config, layers, shards = open_checkpoint(folder)
+    grids: dict[str, Grid] = {}
+    stored_bytes = weights = 0
+    with staged(out) as staging:
+        writer = ShardWriter(staging)
+        taken = set()
+        for name, (recipe, shape) in layers.items():
+            taken |= {f"{name}.{field}" for field in stored_fields(recipe, shape)}
+            integers = _integers(name, restored(shards, name, recipe, shape), format)
+            tensors = format.tensors(integers)
+            writer.add({f"{name}.{field}": tensor for field, tensor in tensors.items()})
+            grids[name] = integers.grid
+            stored_bytes += sum(tensor.nbytes for tensor in tensors.values())
+            weights += shape[0] * shape[1]
+        rest = [name for name in shards.entries if name not in taken]
+        for name in rest:
+            writer.add({name: shards.load(name)})
+        writer.close()
+        copy_companions(folder, staging)
+        settings = format.config(grids, _matrices(shards, rest))
+        write_json_atomically(staging / CONFIG_NAME, config | {"quantization_config": settings})
+        if format.method == "gptq":  # where readers older than `quantization_config` look
+            write_json_atomically(staging / "quantize_config.json", settings)
+    return {
+        "format": format.name,
+        "layers": len(layers),
+        "bytes": writer.nbytes,
+        "bits_per_weight": 8 * stored_bytes / weights,
+    }
+
+
+Layers = Mapping[str, tuple[Recipe, tuple[int, int]]]
+
+
+def open_checkpoint(folder: Path) -> tuple[dict[str, Any], Layers, Shards]:
+    """config.json without what lowbit added, layers and shards of a lowbit checkpoint; BadRequest where not legal."""
+    check_checkpoint(folder, from_dict)
+    layers = read_quantization_config(folder).layers_with(from_dict)
+    config = read_json(folder / CONFIG_NAME)
+    kind = config.get("model_type")
+    require(bool(layers), f"{folder} has no quantized layers: there is nothing to export.")
+    require(kind not in _TRANSPOSED, f"{folder} is a {kind}, whose layers are not nn.Linear: no export knows how to.")
+    experts = next((name for name in layers if ".experts." in name), None)
+    require(
+        experts is None, f"{folder} has quantized experts ({experts}), which lowbit does not know how to export yet."
+    )
+    return (
+        {key: value for key, value in config.items() if key not in ("auto_map", "quantization_config")},
+        layers,
+        Shards.open(folder),
+    )
+
+
+def restored(shards: Shards, name: str, recipe: Recipe, shape: tuple[int, int]) -> QuantizedLayer:
+    """A layer of a lowbit checkpoint."""
+    tensors = {field: shards.load(f"{name}.{field}") for field in stored_fields(recipe, shape)}
+    return restored_layer(recipe, shape, tensors)
+
+
+def _integers(name: str, layer: QuantizedLayer, format: Format) -> Integers:
+    try:
+        integers = integers_of(layer)
+    except BadRequest as error:
+        raise BadRequest(
+            f"{format.name} cannot hold layer {name!r}: {error}. It holds {format.holds}; no other format of another "
+            "tool holds it either. The lowbit folder itself loads in transformers after `import lowbit`."
+        ) from error
+    objection = format.objection(integers)
+    if objection is not None:
+        others = [other.name for other in FORMATS.values() if other.objection(integers) is None]
+        raise BadRequest(
+            f"{format.name} cannot hold layer {name!r}: {objection}. It holds {format.holds}. "
+            f"{'This layer fits ' + ', '.join(others) if others else 'No format of another tool fits it'}."
+        )
+    return integers
+
+
+def _matrices(shards: Shards, names: list[str]) -> list[str]:
+    """Modules inside numbered blocks whose matrices stay as they are."""
+    return [
+        name.removesuffix(".weight")
+        for name in names
+        if name.endswith(".weight") and len(shards.entries[name].shape) == 2 and re.search(r"\.\d+\.", name)
+    ]

@@ -1,0 +1,100 @@
+"""From another tool's folder to a lowbit one: every code comes over as it is.
+
+A layer is found by its key tensor (`PREFIX.qweight`), read by its format, which believes nothing that the tensors do
+not bear out, and stored by lowbit's own writer; what is not quantized is copied byte for byte.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from lowbit.core.errors import BadRequest, require
+from lowbit.core.fields import bits_per_weight
+from lowbit.core.recipe import to_dict
+from lowbit.exchange.catalogue import format_of
+from lowbit.exchange.format import Format
+from lowbit.exchange.integers import layer_of
+from lowbit.formats.checkpoint import QUANT_METHOD, quantization_config, stored_tensors
+from lowbit.formats.files import write_bytes_atomically, write_json_atomically
+from lowbit.formats.folder import ShardWriter, copy_companions, staged
+from lowbit.formats.legality import CONFIG_NAME
+from lowbit.formats.shards import Shards, read_json
+from lowbit.integrations.transformers import STUB_NAME, remote_code_stub
+from lowbit.version import VERSION
+
+
+def is_foreign(folder: Path) -> bool:
+    """Whether a folder is quantized, and not by lowbit."""
+    config = read_json(folder / CONFIG_NAME).get("quantization_config")
+    return isinstance(config, dict) and config.get("quant_method") != QUANT_METHOD
+
+
+def import_folder(folder: Path, out: Path) -> dict[str, Any]:
+    """Write the GPTQ, AWQ or compressed-tensors checkpoint `folder` to `out` as a lowbit one, with the same codes.
+
+    Returns format, layers (how many), bytes of all tensors, bits_per_weight of the quantized ones. Raises BadRequest,
+    leaving nothing behind, where `folder` is not what it claims to be or `out` is not empty.
+    """
+    config = read_json(folder / CONFIG_NAME)
+    settings = config.get("quantization_config")
+    if not isinstance(settings, dict):
+        raise BadRequest(f"{folder / CONFIG_NAME} has no quantization_config: there is nothing to import.")
+    try:
+        format = format_of(settings)
+    except BadRequest as error:
+        raise BadRequest(f"{folder / CONFIG_NAME}: {error}") from error
+    shards = Shards.open(folder)
+    layers = _layers(shards, format)
+    require(
+        bool(layers), f"{folder} holds no tensor named {format.key}, although its config.json says {format.method}."
+    )
+    described, bits = {}, 0.0
+    with staged(out) as staging:
+        writer = ShardWriter(staging)
+        for name, fields in layers.items():
+            try:
+                integers = format.read(settings, {field: shards.load(f"{name}.{field}") for field in fields})
+                layer = layer_of(integers, f"{format.name}_import")
+            except BadRequest as error:
+                raise BadRequest(f"{folder}: layer {name!r}: {error}") from error
+            writer.add({f"{name}.{field}": tensor for field, tensor in stored_tensors(layer).items()})
+            described[name] = (to_dict(layer.recipe), layer.shape)
+            bits += bits_per_weight(layer.recipe.fields(layer.shape), layer.shape) * layer.codes.numel()
+        taken = {f"{name}.{field}" for name, fields in layers.items() for field in fields}
+        for name in (name for name in shards.entries if name not in taken):
+            writer.add({name: shards.load(name)})
+        writer.close()
+        copy_companions(folder, staging)
+        text, auto_map = remote_code_stub(_architecture(config, folder))
+        write_bytes_atomically(staging / f"{STUB_NAME}.py", text.encode())
+        added = {"auto_map": auto_map, "quantization_config": quantization_config(described, VERSION)}
+        write_json_atomically(staging / CONFIG_NAME, config | added)
+    weights = sum(n * k for _, (n, k) in described.values())
+    return {
+        "format": format.name,
+        "layers": len(layers),
+        "bytes": writer.nbytes,
+        "bits_per_weight": bits / weights,
+    }
+
+
+def _layers(shards: Shards, format: Format) -> dict[str, list[str]]:
+    """The quantized layers, each with its fields; raises BadRequest for fields without the key."""
+    layers: dict[str, list[str]] = {}
+    for name in shards.entries:
+        prefix, _, field = name.rpartition(".")
+        if field in format.fields:
+            layers.setdefault(prefix, []).append(field)
+    for name, fields in layers.items():
+        require(
+            format.key in fields,
+            f"{shards.folder}: layer {name!r} has {', '.join(sorted(fields))} but no {format.key}. "
+            "Download or copy it again.",
+        )
+    return layers
+
+
+def _architecture(config: dict[str, Any], folder: Path) -> str:
+    names = config.get("architectures")
+    if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str) or not names[0].isidentifier():
+        raise BadRequest(f"{folder / CONFIG_NAME}: architectures is {names!r}, but must name one class.")
+    return names[0]
