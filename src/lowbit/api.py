@@ -1,5 +1,6 @@
 """lowbit in Python: the same things as on the command line."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from lowbit.core.recipe import Recipe
 from lowbit.evaluation.size import byte_budget
 from lowbit.exchange import export_folder, import_folder
 from lowbit.exchange.catalogue import format_named
+from lowbit.formats.shards import read_json
 from lowbit.pipeline import quantize as pipeline
 from lowbit.pipeline.drive import Progress
 from lowbit.pipeline.plan import Assignment, Plan
@@ -15,7 +17,9 @@ from lowbit.pipeline.quantize import Calibration, Options
 from lowbit.pipeline.source import resolve_folder
 from lowbit.recipes import make_recipe
 from lowbit.report import write_report
+from lowbit.report.card import write_card
 from lowbit.report.citations import citations
+from lowbit.version import VERSION
 
 
 def quantize(
@@ -81,7 +85,13 @@ def export(folder: str | Path, out: str | Path, format: str) -> dict[str, Any]:
     Returns format, layers, bytes and bits_per_weight of what was written. Raises BadRequest, leaving nothing behind,
     where the format cannot hold a layer exactly, naming those that can.
     """
-    return export_folder(Path(folder), Path(out), format_named(format))
+    done = export_folder(Path(folder), Path(out), format_named(format))
+    path = Path(folder) / "report.json"
+    record = read_json(path) if path.is_file() else _unknown_origin(folder)
+    command = shlex.join(["lowbit", "export", str(folder), "--format", format, "--out", str(out)])
+    commands = [*record.get("command", "").splitlines(), command]
+    write_card(Path(out), _with_size(record, done) | {"command": "\n".join(commands)}, format)
+    return done
 
 
 def import_(folder: str | Path, out: str | Path) -> dict[str, Any]:
@@ -93,7 +103,21 @@ def import_(folder: str | Path, out: str | Path) -> dict[str, Any]:
     Returns format, layers, bytes and bits_per_weight of what was written. Raises BadRequest, leaving nothing behind,
     where the checkpoint is not what it claims to be.
     """
-    return import_folder(resolve_folder(str(folder)), Path(out))
+    done = import_folder(resolve_folder(str(folder)), Path(out))
+    command = shlex.join(["lowbit", "import", str(folder), "--out", str(out)])
+    write_card(Path(out), _with_size(_unknown_origin(folder), done) | {"command": command})
+    return done
+
+
+def _unknown_origin(folder: str | Path) -> dict[str, Any]:
+    """The record of a model that another tool quantized."""
+    return {"lowbit_version": VERSION, "model": {"source": str(folder)}, "size": {}}
+
+
+def _with_size(record: Mapping[str, Any], done: Mapping[str, Any]) -> dict[str, Any]:
+    """A record whose sizes are those of the folder that was just written."""
+    size = record["size"] | {"bits_per_weight": done["bits_per_weight"]}
+    return {**record, "size": size | ({"after": done["bytes"]} if "before" in size else {})}
 
 
 def assignment(

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from lowbit.evaluation.records import Divergence, Measures, as_perplexity, logar
 from lowbit.evaluation.size import checkpoint_size
 from lowbit.evaluation.tasks import evaluate_tasks
 from lowbit.evaluation.tokens import Progress, TokenMeasures, measure_tokens
+from lowbit.exchange import import_folder
 from lowbit.formats.checkpoint import QUANT_METHOD
 from lowbit.formats.shards import Shards
 from lowbit.integrations.loading import load
@@ -93,7 +95,7 @@ def evaluate(
 
 
 def open_model(model: Model) -> Opened:
-    """Load a model that is not loaded yet, in float32 on the CPU; a lowbit checkpoint as it is stored."""
+    """Load a model that is not loaded yet, in float32 on the CPU; a quantized one as it is stored, other tools' too."""
     if isinstance(model, Opened):
         return model
     if isinstance(model, PreTrainedModel):
@@ -102,6 +104,10 @@ def open_model(model: Model) -> Opened:
     quantized = read_config(folder).to_dict().get("quantization_config") or {}
     if quantized.get("quant_method") == QUANT_METHOD:
         return Opened(load(folder, dtype=torch.float32), folder)
+    if quantized:
+        with TemporaryDirectory() as place:
+            import_folder(folder, Path(place))
+            return Opened(load(place, dtype=torch.float32), folder)
     Shards.open(folder)  # a damaged folder is refused before gigabytes of it are loaded
     return Opened(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), folder)
 

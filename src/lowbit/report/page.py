@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from lowbit.formats.files import write_bytes_atomically, write_json_atomically
 from lowbit.report import numbers
+from lowbit.report.card import write_card
 from lowbit.report.grid import DISTANCE, RELATIVE_LOSS, layer_grid, worst_first
 
 Record = Mapping[str, Any]
@@ -30,7 +31,7 @@ _KEPT_NAMED = 3
 
 
 def write_report(record: Record, folder: Path) -> None:
-    """Write report.json and report.html into `folder`, each whole or not at all.
+    """Write report.json, report.html and the model card into `folder`, each whole or not at all.
 
     record: lowbit_version, command, model (source, architecture, parameters, bytes), recipe_name, recipe (as data),
     calibration (source, samples, sequence_length, tokens, seed, digest), layers (name, shape [N, K], recipe, the stats
@@ -55,6 +56,7 @@ def write_report(record: Record, folder: Path) -> None:
     )
     write_json_atomically(folder / "report.json", record)
     write_bytes_atomically(folder / "report.html", page.encode())
+    write_card(folder, record)
 
 
 def demo_report(rows: Sequence[Mapping[str, Any]], texts: Mapping[str, str], path: Path) -> None:

@@ -1,0 +1,130 @@
+"""The model card: README.md in the hub's form, so that a folder tells what it is wherever it lies.
+
+The first lines are YAML that the hub reads (base model, library, tags, licence); the rest says how the model was made,
+what was measured, how to make it again and how to load it. A card of the source model is linked to, never copied.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lowbit.formats.files import write_bytes_atomically
+from lowbit.report import numbers
+
+CARD_NAME = "README.md"
+_PLAIN_LOAD = """import lowbit
+
+model = lowbit.load("FOLDER")  # or transformers' AutoModelForCausalLM, after `import lowbit`
+"""
+_LOADING = {
+    "lowbit": _PLAIN_LOAD,
+    "gptq": """# pip install gptqmodel optimum; vLLM: `vllm serve FOLDER` (4 and 8 bits, symmetric)
+import torch
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER", dtype=torch.float16)
+""",
+    "compressed-tensors": """# pip install compressed-tensors; vLLM: `vllm serve FOLDER` (symmetric, or 4 and 8 bits)
+import torch
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER", dtype=torch.float16)
+""",
+    "awq": """# pip install gptqmodel; vLLM: `vllm serve FOLDER`
+import torch
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER", dtype=torch.float16)
+""",
+    "gguf": """# llama.cpp: `llama-cli -m FOLDER/model.gguf`
+# pip install gguf
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER", gguf_file="model.gguf")
+""",
+}
+
+
+def write_card(folder: Path, record: Mapping[str, Any], format: str = "lowbit") -> None:
+    """Write the card of a finished folder, replacing the one there, as a whole.
+
+    record: of the run, as for `report.write_report`; of a model that another tool quantized only lowbit_version, model
+    (source), command and size (bits_per_weight). format: what the folder is in, "lowbit" or the name of an exported
+    format.
+    """
+    write_bytes_atomically(folder / CARD_NAME, card(record, format).encode())
+
+
+def card(record: Mapping[str, Any], format: str = "lowbit") -> str:
+    """The text of a card; see `write_card`."""
+    source = record["model"]["source"]
+    bits = record["size"]["bits_per_weight"]
+    parts = [
+        _front_matter(source, format),
+        f"# {_name(source)} at {bits:.2f} bits per weight\n",
+        f"{_link(source)}, quantized by lowbit {record['lowbit_version']}"
+        + (f" with the recipe `{record['recipe_name']}`" if "recipe_name" in record else "")
+        + (f", stored as {format}: exactly the same codes.\n" if format != "lowbit" else ".\n"),
+        _facts(record),
+        _measured(record.get("measures")),
+        f"## Make it again\n\n```sh\n{record['command']}\n```\n",
+        f"## Load it\n\n```python\n{_LOADING[format.partition('_')[0]]}```\n",
+        _citations(record.get("citations", ())),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _front_matter(source: str, format: str) -> str:
+    # Values are JSON strings, which YAML reads as they are.
+    lines = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
+    if _on_hub(source):
+        lines += [f"base_model: {json.dumps(source)}", "base_model_relation: quantized"]
+    tags = ["lowbit", "quantized", *([format] if format != "lowbit" else [])]
+    return "\n".join([*lines, f"tags: {json.dumps(tags)}", "---\n"])
+
+
+def _on_hub(source: str) -> bool:
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None and not source.startswith(".")
+
+
+def _name(source: str) -> str:
+    return source.rstrip("/").rpartition("/")[2] or source
+
+
+def _link(source: str) -> str:
+    return f"[{source}](https://huggingface.co/{source})" if _on_hub(source) else f"`{source}`"
+
+
+def _facts(record: Mapping[str, Any]) -> str:
+    rows = [("bits per quantized weight, everything included", f"{record['size']['bits_per_weight']:.3f}")]
+    size = record["size"]
+    if "after" in size:
+        rows.append(("size", f"{numbers.size(size['before'])} -> {numbers.size(size['after'])}"))
+    if "calibration" in record:
+        seen = record["calibration"]
+        rows.append(("calibration", f"{seen['tokens']} tokens of {seen['source']}, seed {seen['seed']}"))
+    return _table(("", ""), rows)
+
+
+def _measured(measures: Mapping[str, Any] | None) -> str:
+    if measures is None:
+        return ""
+    rows = [("perplexity", numbers.estimate(measures["perplexity"]))]
+    divergence = measures.get("divergence")
+    if divergence:
+        rows.append(("perplexity of the original", numbers.estimate(divergence["perplexity"])))
+        rows.append(("KL divergence from it, nats a token", numbers.estimate(divergence["kl"])))
+        rows.append(("same likeliest token", numbers.share(divergence["agreement"]["mean"])))
+    title = f"Measured on {measures['text']} (held out), {measures['windows']} windows of {measures['length']} tokens"
+    return f"## {title}\n\n" + _table(("measure", "value"), rows)
+
+
+def _table(head: tuple[str, str], rows: Sequence[tuple[str, str]]) -> str:
+    lines = [head, ("---", "---"), *rows]
+    return "\n".join(f"| {left} | {right} |" for left, right in lines) + "\n"
+
+
+def _citations(entries: Sequence[str]) -> str:
+    return "## Cite\n\n```bibtex\n" + "\n\n".join(entries) + "\n```\n" if entries else ""
