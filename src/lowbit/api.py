@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lowbit import exchange
 from lowbit.core.recipe import Recipe
 from lowbit.evaluation.size import byte_budget
-from lowbit.exchange import export_folder, import_folder
-from lowbit.exchange.catalogue import format_named
+from lowbit.exchange import import_folder
 from lowbit.formats.shards import read_json
 from lowbit.pipeline import quantize as pipeline
 from lowbit.pipeline.drive import Progress
@@ -80,12 +80,12 @@ def export(folder: str | Path, out: str | Path, format: str) -> dict[str, Any]:
 
     Args:
         folder: what `quantize` or `import_` wrote. out: a folder that is empty or does not exist.
-        format: gptq, gptq_v2, compressed-tensors or awq; docs/formats.md says what each can hold.
+        format: gptq, gptq_v2, compressed-tensors, awq or gguf; docs/formats.md says what each can hold.
 
     Returns format, layers, bytes and bits_per_weight of what was written. Raises BadRequest, leaving nothing behind,
     where the format cannot hold a layer exactly, naming those that can.
     """
-    done = export_folder(Path(folder), Path(out), format_named(format))
+    done = exchange.export(Path(folder), Path(out), format)
     path = Path(folder) / "report.json"
     record = read_json(path) if path.is_file() else _unknown_origin(folder)
     command = shlex.join(["lowbit", "export", str(folder), "--format", format, "--out", str(out)])

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from lowbit import api
-from lowbit.exchange import FORMATS
+from lowbit.exchange import EXPORTS
 from lowbit.report import numbers
 
 OutOption = Annotated[Path, typer.Option("--out", help="The folder to write; empty or not there yet.")]
@@ -17,7 +17,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 
 def export(
     folder: Annotated[Path, typer.Argument(help="A folder that `lowbit quantize` wrote.", metavar="DIR")],
-    format: Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")],
+    format: Annotated[str, typer.Option("--format", help=f"One of {', '.join(EXPORTS)}.")],
     out: OutOption,
     as_json: JsonOption = False,
 ) -> None:

@@ -4,19 +4,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from lowbit.core.errors import BadRequest
+from lowbit.exchange import gguf_blocks
 from lowbit.exchange.awq import Awq
 from lowbit.exchange.compressed_tensors import CompressedTensors
 from lowbit.exchange.format import Format
 from lowbit.exchange.gptq import Gptq, version_of
+from lowbit.exchange.integers import Integers
 
 FORMATS: dict[str, Format] = {format.name: format for format in (Gptq(1), Gptq(2), CompressedTensors(), Awq())}
 
 
-def format_named(name: str) -> Format:
-    """The format of that name; raises BadRequest listing them."""
-    if name not in FORMATS:
-        raise BadRequest(f"No format named {name!r}. lowbit writes {', '.join(FORMATS)}.")
-    return FORMATS[name]
+EXPORTS = (*FORMATS, "gguf")
+"""What lowbit writes."""
+
+
+def formats_for(layer: Integers) -> list[str]:
+    """The names of those that hold a layer exactly."""
+    fitting = [format.name for format in FORMATS.values() if format.objection(layer) is None]
+    return fitting + (["gguf"] if gguf_blocks.objection(layer) is None else [])
 
 
 def format_of(config: Mapping[str, Any]) -> Format:

@@ -4,14 +4,13 @@ Layers are read, checked and rewritten one at a time; what is not quantized is c
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from lowbit.core.errors import BadRequest, require
-from lowbit.core.layer import QuantizedLayer
 from lowbit.core.recipe import Recipe
-from lowbit.exchange.catalogue import FORMATS
+from lowbit.exchange.catalogue import formats_for
 from lowbit.exchange.format import Format
 from lowbit.exchange.integers import Grid, Integers, integers_of
 from lowbit.formats.checkpoint import restored_layer, stored_fields
@@ -39,7 +38,7 @@ def export_folder(folder: Path, out: Path, format: Format) -> dict[str, Any]:
         taken = set()
         for name, (recipe, shape) in layers.items():
             taken |= {f"{name}.{field}" for field in stored_fields(recipe, shape)}
-            integers = _integers(name, restored(shards, name, recipe, shape), format)
+            integers = integers_in(shards, name, (recipe, shape), format.name, format.holds, format.objection)
             tensors = format.tensors(integers)
             writer.add({f"{name}.{field}": tensor for field, tensor in tensors.items()})
             grids[name] = integers.grid
@@ -84,25 +83,29 @@ def open_checkpoint(folder: Path) -> tuple[dict[str, Any], Layers, Shards]:
     )
 
 
-def restored(shards: Shards, name: str, recipe: Recipe, shape: tuple[int, int]) -> QuantizedLayer:
-    """A layer of a lowbit checkpoint."""
+def integers_in(
+    shards: Shards,
+    name: str,
+    stored: tuple[Recipe, tuple[int, int]],
+    format: str,
+    holds: str,
+    objection: Callable[[Integers], str | None],
+) -> Integers:
+    """A layer of a lowbit checkpoint for a format to which `objection` is the format's; raises BadRequest with it."""
+    recipe, shape = stored
     tensors = {field: shards.load(f"{name}.{field}") for field in stored_fields(recipe, shape)}
-    return restored_layer(recipe, shape, tensors)
-
-
-def _integers(name: str, layer: QuantizedLayer, format: Format) -> Integers:
     try:
-        integers = integers_of(layer)
+        integers = integers_of(restored_layer(recipe, shape, tensors))
     except BadRequest as error:
         raise BadRequest(
-            f"{format.name} cannot hold layer {name!r}: {error}. It holds {format.holds}; no other format of another "
+            f"{format} cannot hold layer {name!r}: {error}. It holds {holds}; no other format of another "
             "tool holds it either. The lowbit folder itself loads in transformers after `import lowbit`."
         ) from error
-    objection = format.objection(integers)
-    if objection is not None:
-        others = [other.name for other in FORMATS.values() if other.objection(integers) is None]
+    found = objection(integers)
+    if found is not None:
+        others = formats_for(integers)
         raise BadRequest(
-            f"{format.name} cannot hold layer {name!r}: {objection}. It holds {format.holds}. "
+            f"{format} cannot hold layer {name!r}: {found}. It holds {holds}. "
             f"{'This layer fits ' + ', '.join(others) if others else 'No format of another tool fits it'}."
         )
     return integers

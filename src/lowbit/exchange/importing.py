@@ -13,19 +13,13 @@ from lowbit.core.recipe import to_dict
 from lowbit.exchange.catalogue import format_of
 from lowbit.exchange.format import Format
 from lowbit.exchange.integers import layer_of
-from lowbit.formats.checkpoint import QUANT_METHOD, quantization_config, stored_tensors
+from lowbit.formats.checkpoint import quantization_config, stored_tensors
 from lowbit.formats.files import write_bytes_atomically, write_json_atomically
 from lowbit.formats.folder import ShardWriter, copy_companions, staged
 from lowbit.formats.legality import CONFIG_NAME
 from lowbit.formats.shards import Shards, read_json
 from lowbit.integrations.transformers import STUB_NAME, remote_code_stub
 from lowbit.version import VERSION
-
-
-def is_foreign(folder: Path) -> bool:
-    """Whether a folder is quantized, and not by lowbit."""
-    config = read_json(folder / CONFIG_NAME).get("quantization_config")
-    return isinstance(config, dict) and config.get("quant_method") != QUANT_METHOD
 
 
 def import_folder(folder: Path, out: Path) -> dict[str, Any]:
