@@ -9,6 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from formats.samples import tensors
+from lowbit.core.errors import LowbitError
 from lowbit.formats import (
     Shards,
     file_digest,
@@ -86,7 +87,7 @@ def test_a_full_disk_half_way_leaves_the_old_file_and_nothing_else(tmp_path, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(LowbitError, match=r"full, .* MB are free .*Free some space"):
         write_bytes_atomically(path, b"new")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
     assert path.read_bytes() == b"old"

@@ -61,6 +61,6 @@ def save_tiny(kind: str, folder: Path, seed: int = 0) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a finished folder but the reports, which hold times."""
+    """Every file of a finished folder but the reports, which hold times and the command."""
     files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files if not path.name.startswith("report.")}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.stem not in ("report", "README")}

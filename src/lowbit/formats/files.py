@@ -2,33 +2,41 @@
 
 A file is written under a temporary name in its own folder, flushed to the disk, renamed, and the rename is flushed:
 a crash at any instant leaves the old file or the new one. The temporary name is fixed, so that a run that is repeated
-after a crash overwrites what the crash left.
+after a crash overwrites what the crash left. Lines are appended to a file that only grows and synced, so that a crash
+cuts off at most the last one. Every byte goes through `_put`.
 
 Safetensors files are written here because the library's writer orders metadata at random (a hash map); ours writes
 the metadata by name, then the tensors, widest type first, then by name, so that every tensor is aligned.
 """
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from io import BufferedWriter
+from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lowbit.core.errors import LowbitError
 from lowbit.formats.shards import DTYPES
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def write_bytes_atomically(path: Path, data: bytes) -> None:
-    """Write `data` to `path`, replacing it as a whole. Raises OSError, leaving `path` as it was."""
+    """Write `data` to `path`, replacing it as a whole.
+
+    Raises OSError, and LowbitError where the disk is full; `path` is then as it was.
+    """
     with _replacing(path) as file:
-        file.write(data)
+        _put(file, data)
 
 
 def write_json_atomically(path: Path, obj: Any) -> None:
@@ -45,12 +53,20 @@ def write_tensors_atomically(path: Path, tensors: Mapping[str, Tensor], metadata
     header = _header(order, tensors, metadata)
     digest = hashlib.sha256(header)
     with _replacing(path) as file:
-        file.write(header)
+        _put(file, header)
         for name in order:
             data = _bytes(tensors[name])
             digest.update(data)
-            file.write(data)
+            _put(file, data)
     return digest.hexdigest()
+
+
+def append_durably(path: Path, data: bytes) -> None:
+    """Append `data` to a file, made where there is none, and wait until the disk has it; errors as above, but what
+    was written before the error stays."""
+    with minding_space(path), path.open("ab", buffering=0) as file:
+        _put(file, data)
+        os.fsync(file.fileno())
 
 
 def file_digest(path: Path) -> str:
@@ -60,18 +76,40 @@ def file_digest(path: Path) -> str:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[BufferedWriter]:
+def _replacing(path: Path) -> Iterator[RawIOBase]:
     """A file open for writing that becomes `path` when the body ends, and vanishes when it raises."""
     temporary = path.with_name(f".{path.name}.partial")
     try:
-        with temporary.open("wb") as file:
+        with minding_space(path), temporary.open("wb", buffering=0) as file:
             yield file
-            file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     _flush_folder(path.parent)
+
+
+def _put(file: RawIOBase, data: bytes | memoryview) -> None:
+    """Write all of `data`: an unbuffered file may take less at a time."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
+@contextmanager
+def minding_space(path: Path) -> Iterator[None]:
+    """Tell a full disk from other failures."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        free = shutil.disk_usage(path.parent).free
+        raise LowbitError(
+            f"{path} cannot be written: the disk (or your quota) is full, {free / 1e6:.1f} MB are free "
+            f"({error.strerror}). Nothing finished is lost. Free some space and repeat the command, with --resume if "
+            "it was `lowbit quantize`."
+        ) from error
 
 
 def _flush_folder(folder: Path) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowbit.core.errors import BadRequest
+from lowbit.core.errors import BadRequest, LowbitError
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -193,8 +193,14 @@ def _nothing_to_read(folder: Path, present: Mapping[str, Path], shards: int) -> 
 def _read(name: str, entry: Entry) -> Tensor:
     data = torch.empty(entry.nbytes, dtype=torch.uint8)
     with _opened(entry.file) as file:
-        file.seek(entry.start)
-        if entry.nbytes and file.readinto(data.numpy().data) != entry.nbytes:
+        try:
+            file.seek(entry.start)
+            complete = not entry.nbytes or file.readinto(data.numpy().data) == entry.nbytes
+        except OSError as error:
+            raise LowbitError(
+                f"{entry.file}: tensor {name!r} cannot be read: {error.strerror}. Copy the file to a sound disk."
+            ) from error
+        if not complete:
             raise BadRequest(f"{entry.file} ends inside tensor {name!r}: it was cut short after it was opened.")
     return data.view(entry.dtype).view(entry.shape)
 

@@ -5,11 +5,15 @@ when memory is short, so the rest of the code sees one tensor either way.
 """
 
 import math
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from lowbit.formats.files import minding_space
 
 BATCH_TOKENS = 8192
 """Run through a block together."""
@@ -22,7 +26,15 @@ def store(shape: tuple[int, int, int], budget: int, path: Path) -> Tensor:
     count = math.prod(shape)
     if 4 * count <= budget:
         return torch.empty(shape)
+    _reserve(path, 4 * count)
     return torch.from_file(str(path), shared=True, size=count, dtype=torch.float32).view(shape)
+
+
+def _reserve(path: Path, nbytes: int) -> None:
+    """Take the file's room on the disk now: where it runs out under a mapped file, the process dies without a word."""
+    if sys.platform == "linux":
+        with minding_space(path), path.open("ab") as file:
+            os.posix_fallocate(file.fileno(), 0, nbytes)
 
 
 def batches(samples: int, length: int, tokens: int = BATCH_TOKENS) -> Iterator[slice]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lowbit.core.errors import BadRequest
+from lowbit.formats.files import append_durably
 
 _WORDS = {"model": "model", "recipe": "recipe", "calibration": "calibration", "lowbit": "lowbit version"}
 
@@ -35,7 +36,8 @@ class Journal:
 
     @classmethod
     def resume(cls, path: Path, digests: Mapping[str, str]) -> "Journal":
-        """The journal at `path`; raises BadRequest naming what differs from the run that started it."""
+        """The journal at `path`, started where not even its first line was written whole; raises BadRequest naming
+        what differs from the run that started it."""
         lines = path.read_bytes().split(b"\n")
         complete = b"".join(line + b"\n" for line in lines[:-1])
         if lines[-1]:
@@ -50,8 +52,10 @@ class Journal:
                     f"{path}, line {number}: not a journal line. Start again in an empty folder."
                 ) from error
         started = journal.entries.get(("run", ""))
+        if not journal.entries:
+            return cls.start(path, digests)
         if started is None:
-            raise BadRequest(f"{path} holds no finished step. Remove the folder and start again.")
+            raise BadRequest(f"{path}: its first line is missing. Start again in an empty folder.")
         for key, digest in digests.items():
             if started.get(key) != digest:
                 raise BadRequest(
@@ -63,10 +67,7 @@ class Journal:
     def record(self, kind: str, name: str, data: Mapping[str, Any]) -> None:
         """Append one finished step and wait until the disk has it."""
         line = json.dumps({"kind": kind, "name": name, **data}, sort_keys=True) + "\n"
-        with self.path.open("ab") as file:
-            file.write(line.encode())
-            file.flush()
-            os.fsync(file.fileno())
+        append_durably(self.path, line.encode())
         self.entries[kind, name] = dict(data)
 
     def get(self, kind: str, name: str) -> dict[str, Any] | None:
@@ -89,4 +90,6 @@ def exclusive(folder: Path) -> Iterator[None]:
             raise BadRequest(
                 f"{folder.parent}: another lowbit run is writing here. Wait for it, or use another folder."
             ) from error
+        if not os.fstat(file.fileno()).st_nlink:
+            raise BadRequest(f"{folder.parent}: another lowbit run has just ended here. Look at what it wrote.")
         yield

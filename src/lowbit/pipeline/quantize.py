@@ -142,9 +142,9 @@ def _digest(data: Any) -> str:
 
 
 def _check_folder(out: Path, planned: Plan, resume: bool) -> None:
-    """Raise BadRequest where `out` is not as asked: empty for a new run, holding a journal for one to resume."""
+    """Raise BadRequest where `out` is not as asked: empty for a new run, holding a run's work for one to resume."""
     work = out / WORK
-    if resume and not (work / "journal.jsonl").exists():
+    if resume and not (work / "journal.jsonl").exists() and ((out / "config.json").exists() or not work.exists()):
         done = "holds a finished model" if (out / "config.json").exists() else "holds no unfinished run"
         raise BadRequest(f"--resume: {out} {done}. Leave --resume out to start a run in an empty folder.")
     if not resume and out.exists() and any(out.iterdir()):
