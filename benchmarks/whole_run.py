@@ -1,0 +1,125 @@
+"""Where the time of a run goes, stage by stage, on the model that ships with lowbit.
+
+    python benchmarks/whole_run.py --recipe optq --recipe trellis
+
+Each recipe is run once to compile and once to measure, in this process, with the functions that begin the stages
+timed; time is counted where it is spent and not again around it. The solve is all of `quantize_layer` but the figures
+that it reports. Prints JSON.
+"""
+
+import argparse
+import functools
+import json
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import lowbit
+from lowbit.cli.demo import MODEL
+from lowbit.cli.requests import parse_settings, recipe_of
+
+STAGES = {
+    "reading": [
+        "lowbit.pipeline.source.SourceModel.open",
+        "lowbit.pipeline.source.SourceModel.digest",
+        "lowbit.pipeline.source.SourceModel.load",
+        "lowbit.pipeline.source.SourceModel.load_outside_blocks",
+    ],
+    "calibration text": ["lowbit.pipeline.quantize._windows"],
+    "capture": [
+        "lowbit.pipeline.drive._embed",
+        "lowbit.pipeline.drive.find_stages",
+        "lowbit.pipeline.observe.Streams.observe",
+        "lowbit.pipeline.observe.Streams.advance",
+    ],
+    "statistics": ["lowbit.pipeline.drive.gather", "lowbit.pipeline.drive._problem"],
+    "solve": ["lowbit.pipeline.drive.quantize_layer"],
+    "figures of layers": ["lowbit.core.layer._stats"],
+    "write": ["lowbit.pipeline.drive.write_tensors_atomically", "lowbit.pipeline.journal.Journal.record"],
+    "read back": ["lowbit.pipeline.drive._finished", "lowbit.pipeline.drive._read_layer"],
+    "assemble": ["lowbit.pipeline.quantize.assemble"],
+    "check": ["lowbit.pipeline.quantize._finish", "lowbit.pipeline.drive._logits"],
+    "report": ["lowbit.api.write_report", "lowbit.api.byte_budget"],
+}
+
+
+class Stages:
+    """Seconds spent in each stage, those of stages inside it left out."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._open = ["else"]
+        self._since = time.perf_counter()
+
+    @contextmanager
+    def inside(self, stage: str) -> Iterator[None]:
+        self.settle()
+        self._open.append(stage)
+        try:
+            yield
+        finally:
+            self.settle()
+            self._open.pop()
+
+    def settle(self) -> None:
+        now = time.perf_counter()
+        self.seconds[self._open[-1]] += now - self._since
+        self._since = now
+
+    def timed(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            with self.inside(stage):
+                return function(*args, **kwargs)
+
+        return wrapped
+
+
+def seconds_by_stage(work: Callable[[], object]) -> dict[str, float]:
+    stages = Stages()
+    with ExitStack() as stack:
+        for stage, targets in STAGES.items():
+            for target in targets:
+                patcher = patch(target)
+                original, _ = patcher.get_original()
+                if isinstance(original, classmethod):
+                    timed: Any = classmethod(stages.timed(stage, original.__func__))
+                else:
+                    timed = stages.timed(stage, original)
+                stack.enter_context(patch(target, timed))
+        work()
+    stages.settle()
+    return dict(stages.seconds)
+
+
+def measured(model: str, name: str, settings: list[str], samples: int, length: int) -> dict:
+    recipe, calibration = recipe_of(name, parse_settings(settings)), lowbit.Calibration(samples=samples, length=length)
+    with tempfile.TemporaryDirectory() as folder:
+        lowbit.quantize(model, Path(folder) / "first", recipe, calibration=lowbit.Calibration(samples=1, length=64))
+        out = Path(folder) / "second"
+        seconds = seconds_by_stage(lambda: lowbit.quantize(model, out, recipe, calibration=calibration))
+    total = sum(seconds.values())
+    shares = {stage: round(spent / total, 4) for stage, spent in sorted(seconds.items(), key=lambda item: -item[1])}
+    return {"recipe": name, "seconds": round(total, 2), "shares": shares}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(MODEL))
+    parser.add_argument("--recipe", action="append")
+    parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--sequence-length", type=int, default=512)
+    options = parser.parse_args()
+    for name in options.recipe or ["optq", "trellis"]:
+        found = measured(options.model, name, options.set, options.samples, options.sequence_length)
+        print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()
