@@ -144,9 +144,9 @@ def trellis(
 
     QTIP's tiles are 16 columns that get no feedback from each other; here a tile is one column of 256 outputs, and
     where there are fewer outputs it is wider and settled column by column, so every column hears of all before it.
-    Scales are refitted. Outputs are rotated only where they have no scales of their own: mixing them spreads the errors of large rows over
-    small ones, which the proxy loss does not mind and the model does (at 2 bits KL 1.16 instead of 1.91 on
-    stories260K, no difference on the model that ships with lowbit).
+    Scales are refitted. Outputs are rotated only where they have no scales of their own: mixing them spreads the errors
+    of large rows over small ones, which the proxy loss does not mind and the model does (at 2 bits KL 1.16 instead of
+    1.91 on stories260K, no difference on the model that ships with lowbit).
 
     The statistic is Qronos's (arXiv 2505.11695) with a target damping of 1e-3, a thousand times the paper's: at 2 bits
     KL falls by a quarter on shakespeare-char against 1e-6 and rises by 3 % on stories260K. Against the layer's own
