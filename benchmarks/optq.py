@@ -1,6 +1,6 @@
 """OPTQ in lowbit against GPTQModel: the same weights, calibration and settings, in turn, in one run.
 
-    bash benchmarks/peers/gptqmodel.sh .venv-gptqmodel
+    bash benchmarks/peers/environment.sh gptqmodel .venv-gptqmodel
     python benchmarks/optq.py --peer-python .venv-gptqmodel/bin/python
 
 Two questions: one 4096 x 4096 layer with correlated inputs (seconds from inputs to rounded weights, proxy loss in

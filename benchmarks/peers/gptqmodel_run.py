@@ -1,24 +1,25 @@
-"""GPTQModel's side of benchmarks/optq.py, run by that script with the peer environment's Python.
+"""GPTQModel's side of benchmarks/optq.py and benchmarks/peers.py, run with the peer environment's Python.
 
     python gptqmodel_run.py layer WORK    WORK/layer.safetensors (weight, inputs) -> WORK/peer-layer.safetensors
     python gptqmodel_run.py model WORK    WORK/model, WORK/windows.safetensors    -> WORK/peer-logits.safetensors
+    python gptqmodel_run.py weights WORK  the same                                -> WORK/weights.safetensors
 
-Prints one line RESULT {json} with seconds and peak bytes.
+`layer` and `model` are asked for by optq.py, `weights` by peers.py.
 """
 
-import json
 import os
-import sys
 import time
 from pathlib import Path
 
 os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import protocol
 import torch
 from gptqmodel import BACKEND, GPTQConfig, GPTQModel
 from gptqmodel.quantization.gptq import GPTQ
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 
@@ -33,12 +34,6 @@ def config(settings: dict) -> GPTQConfig:
         device="cpu",
         offload_to_disk=False,
     )
-
-
-def peak_bytes() -> int:
-    """Of this process since it began; getrusage would count its parent's memory at the fork."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 
 def layer(work: Path, settings: dict) -> dict:
@@ -60,9 +55,24 @@ def layer(work: Path, settings: dict) -> dict:
 
 
 def model(work: Path, settings: dict) -> dict:
-    data = load_file(work / "windows.safetensors")
+    measured = quantized(work, settings)
+    windows = load_file(work / "windows.safetensors")["evaluation"]
+    save_file({"logits": logits(work, decoded(work), windows)}, work / "peer-logits.safetensors")
+    return measured
+
+
+def weights(work: Path, settings: dict) -> dict:
+    measured = quantized(work, settings)
+    found = decoded(work)
+    protocol.write_weights(work, found)
+    measured["bits_per_weight"] = protocol.grid_bits(settings)
+    return measured | protocol.stored(work / "peer-model", found)
+
+
+def quantized(work: Path, settings: dict) -> dict:
+    """The folder WORK/peer-model, and what it took."""
     calibration = [
-        {"input_ids": row[None], "attention_mask": torch.ones_like(row)[None]} for row in data["calibration"]
+        {"input_ids": row[None], "attention_mask": torch.ones_like(row)[None]} for row in protocol.calibration(work)
     ]
     loaded = GPTQModel.load(str(work / "model"), config(settings), dtype=torch.float32)
     started = time.perf_counter()
@@ -70,33 +80,26 @@ def model(work: Path, settings: dict) -> dict:
     solved = time.perf_counter() - started
     loaded.save(str(work / "peer-model"))
     seconds = time.perf_counter() - started
-    peak = peak_bytes()
-    del loaded
-    save_file({"logits": logits(work, data["evaluation"])}, work / "peer-logits.safetensors")
-    return {"seconds": seconds, "solve_seconds": solved, "peak_bytes": peak}
+    return {"seconds": seconds, "solve_seconds": solved, "peak_bytes": protocol.peak_bytes()}
+
+
+def decoded(work: Path) -> dict[str, Tensor]:
+    """Weights [N, K] of the saved layers, which do not run in float32 themselves."""
+    saved = GPTQModel.load(str(work / "peer-model"), device="cpu", backend=BACKEND.GPTQ_TORCH, dtype=torch.float16)
+    modules = dict(saved.model.named_modules())
+    found = {name: m.dequantize_weight().T for name, m in modules.items() if hasattr(m, "dequantize_weight")}
+    assert found, "no quantized layer found"
+    return found
 
 
 @torch.no_grad()
-def logits(work: Path, windows: torch.Tensor) -> torch.Tensor:
-    """In float32, in which its own layers do not run: their weights, decoded, in the original's layers."""
-    saved = GPTQModel.load(str(work / "peer-model"), device="cpu", backend=BACKEND.GPTQ_TORCH, dtype=torch.float16)
-    modules = dict(saved.model.named_modules())
-    decoded = {name: m.dequantize_weight() for name, m in modules.items() if hasattr(m, "dequantize_weight")}
+def logits(work: Path, found: dict[str, Tensor], windows: Tensor) -> Tensor:
+    """In float32, of the decoded weights in the original's layers."""
     dense = AutoModelForCausalLM.from_pretrained(work / "model", dtype=torch.float32)
-    assert decoded, "no quantized layer found"
-    for name, weight in decoded.items():
-        dense.get_submodule(name).weight.copy_(weight.T)
+    for name, weight in found.items():
+        dense.get_submodule(name).weight.copy_(weight)
     return torch.cat([dense(input_ids=row[None]).logits for row in windows])
 
 
-def main() -> None:
-    what, work = sys.argv[1], Path(sys.argv[2])
-    settings = json.loads((work / "settings.json").read_text())
-    torch.set_num_threads(settings["threads"])
-    measured = {"layer": layer, "model": model}[what](work, settings)
-    measured.setdefault("peak_bytes", peak_bytes())
-    print("RESULT " + json.dumps(measured), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    protocol.main({"layer": layer, "model": model, "weights": weights})

@@ -1,18 +1,19 @@
-"""lowbit's side of benchmarks/optq.py: the same verbs, files and output as gptqmodel_run.py."""
+"""lowbit's side of benchmarks/optq.py and benchmarks/peers.py: the same verbs and files as gptqmodel_run.py."""
 
-import json
-import sys
 import time
 from pathlib import Path
 
 import numba
+import protocol
 import torch
 from safetensors.torch import load_file, save_file
 
 import lowbit
 from lowbit.core.layer import quantize_layer
 from lowbit.core.random import stream
+from lowbit.evaluation.size import checkpoint_size
 from lowbit.pipeline import quantize as pipeline
+from lowbit.runtime.linear import QuantizedLinear
 
 
 def recipe(settings: dict) -> lowbit.Recipe:
@@ -21,20 +22,15 @@ def recipe(settings: dict) -> lowbit.Recipe:
     )
 
 
-def peak_bytes() -> int:
-    """Of this process since it began; getrusage would count its parent's memory at the fork."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.split("VmHWM:")[1].split()[0])
-
-
 def layer(work: Path, settings: dict) -> dict:
+    numba.set_num_threads(settings["threads"])
     data, chosen = load_file(work / "layer.safetensors"), recipe(settings)
-    warm = chosen.statistic.update(chosen.statistic.init(256), torch.randn(512, 256), None)
+    warm = chosen.statistic.update(chosen.statistic.init(256), {"inputs": torch.randn(512, 256)})
     quantize_layer(chosen.statistic.problem(warm, torch.randn(64, 256))[0], chosen, stream(0))  # compiles the kernels
     started = time.perf_counter()
     state = chosen.statistic.init(data["weight"].shape[1])
     for chunk in data["inputs"].split(2048):
-        state = chosen.statistic.update(state, chunk, None)
+        state = chosen.statistic.update(state, {"inputs": chunk})
     statistic = time.perf_counter() - started
     problem, _ = chosen.statistic.problem(state, data["weight"])
     rounded = chosen.rounder.round(problem, chosen.code)
@@ -44,29 +40,37 @@ def layer(work: Path, settings: dict) -> dict:
 
 
 def model(work: Path, settings: dict) -> dict:
-    data = load_file(work / "windows.safetensors")
-    pipeline._windows = lambda *args: data["calibration"]  # the peer gets these very windows too
-    calibration = lowbit.Calibration(samples=len(data["calibration"]), length=data["calibration"].shape[1])
-    started = time.perf_counter()
-    lowbit.quantize(work / "model", work / "lowbit-model", recipe(settings), calibration=calibration)
-    seconds = time.perf_counter() - started
-    peak = peak_bytes()
+    measured = quantized(work, recipe(settings), settings["threads"])
+    windows = load_file(work / "windows.safetensors")["evaluation"]
     loaded = lowbit.load(work / "lowbit-model", dtype=torch.float32)
     with torch.no_grad():
-        logits = torch.cat([loaded(input_ids=row[None]).logits for row in data["evaluation"]])
+        logits = torch.cat([loaded(input_ids=row[None]).logits for row in windows])
     save_file({"logits": logits}, work / "lowbit-logits.safetensors")
-    return {"seconds": seconds, "peak_bytes": peak}
+    return measured
 
 
-def main() -> None:
-    what, work = sys.argv[1], Path(sys.argv[2])
-    settings = json.loads((work / "settings.json").read_text())
-    torch.set_num_threads(settings["threads"])
-    numba.set_num_threads(settings["threads"])
-    measured = {"layer": layer, "model": model}[what](work, settings)
-    measured.setdefault("peak_bytes", peak_bytes())
-    print("RESULT " + json.dumps(measured), flush=True)
+def weights(work: Path, settings: dict) -> dict:
+    chosen = lowbit.recipes.from_toml(settings["recipe"])
+    measured = quantized(work, chosen, settings["threads"])
+    loaded = lowbit.load(work / "lowbit-model", dtype=torch.float32)
+    modules = {name: m for name, m in loaded.named_modules() if isinstance(m, QuantizedLinear)}
+    protocol.write_weights(work, {name: module.dequantize() for name, module in modules.items()})
+    size = checkpoint_size(work / "lowbit-model")
+    measured["bits_per_weight"] = measured["stored_bits"] = size.bits_per_weight
+    return measured | {"file_bytes": size.bytes}
+
+
+def quantized(work: Path, chosen: lowbit.Recipe, threads: int) -> dict:
+    """The folder WORK/lowbit-model, and what it took."""
+    numba.set_num_threads(threads)
+    windows = protocol.calibration(work)
+    pipeline._windows = lambda *args: windows  # the peer gets these very windows too
+    calibration = lowbit.Calibration(samples=len(windows), length=windows.shape[1])
+    started = time.perf_counter()
+    lowbit.quantize(work / "model", work / "lowbit-model", chosen, calibration=calibration)
+    seconds = time.perf_counter() - started
+    return {"seconds": seconds, "peak_bytes": protocol.peak_bytes()}
 
 
 if __name__ == "__main__":
-    main()
+    protocol.main({"layer": layer, "model": model, "weights": weights})
