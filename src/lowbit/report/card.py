@@ -78,7 +78,8 @@ def card(record: Mapping[str, Any], format: str = "lowbit") -> str:
 
 def _front_matter(source: str, format: str) -> str:
     # Values are JSON strings, which YAML reads as they are.
-    lines = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
+    library = "gguf" if format == "gguf" else "transformers"
+    lines = ["---", f"library_name: {library}", "pipeline_tag: text-generation"]
     if _on_hub(source):
         lines += [f"base_model: {json.dumps(source)}", "base_model_relation: quantized"]
     tags = ["lowbit", "quantized", *([format] if format != "lowbit" else [])]
@@ -94,7 +95,7 @@ def _name(source: str) -> str:
 
 
 def _link(source: str) -> str:
-    return f"[{source}](https://huggingface.co/{source})" if _on_hub(source) else f"`{source}`"
+    return f"[{source}](https://huggingface.co/{source})" if _on_hub(source) else f"`{_name(source)}`, a local folder"
 
 
 def _facts(record: Mapping[str, Any]) -> str:
@@ -102,7 +103,7 @@ def _facts(record: Mapping[str, Any]) -> str:
     size = record["size"]
     if "after" in size:
         rows.append(("size", f"{numbers.size(size['before'])} -> {numbers.size(size['after'])}"))
-    if "calibration" in record:
+    if record.get("calibration", {}).get("tokens"):
         seen = record["calibration"]
         rows.append(("calibration", f"{seen['tokens']} tokens of {seen['source']}, seed {seen['seed']}"))
     return _table(("", ""), rows)

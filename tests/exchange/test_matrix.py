@@ -1,0 +1,62 @@
+"""The table of docs/formats.md, cell by cell: what it calls exact can be stored, what it strikes out cannot."""
+
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from exchange.folders import solved
+from lowbit.codes import IntegerGrid
+from lowbit.core.errors import BadRequest
+from lowbit.exchange.catalogue import EXPORTS, formats_for
+from lowbit.exchange.integers import Integers, integers_of
+from lowbit.recipes import CATALOGUE, make_recipe
+
+SHAPE = (64, 256)
+
+
+def settings_of(text: str) -> dict[str, object]:
+    values = {"true": True, "false": False}
+    pairs = (pair.split("=") for pair in filter(None, text.split(", ")))
+    return {name: values[value] if value in values else int(value) for name, value in pairs}
+
+
+@cache
+def table() -> dict[str, tuple[str, ...]]:
+    """Recipe, as text, to its cells."""
+    text = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+    lines = text.partition("| recipe | ")[2].partition("\n\n")[0].splitlines()
+    assert lines[0].split(" | ") == [*EXPORTS[:-1], f"{EXPORTS[-1]} |"]
+    rows = {}
+    for line in lines[2:]:
+        recipes, *cells = line.strip("| ").split(" | ")
+        rows |= dict.fromkeys(re.findall(r"`([^`]+)`", recipes), tuple(cells))
+    return rows
+
+
+@cache
+def integers(recipe: str) -> Integers | None:
+    """What a layer of that recipe is made of; None where not of integers."""
+    name, settings = re.fullmatch(r"(\w+)(?:\((.*)\))?", recipe).groups()
+    made = make_recipe(name, settings_of(settings or ""))
+    if not isinstance(made.code_at(SHAPE), IntegerGrid):
+        return None
+    weight = torch.randn(SHAPE, generator=torch.Generator().manual_seed(5))
+    try:
+        return integers_of(solved(weight, made))
+    except BadRequest:
+        return None
+
+
+@pytest.mark.parametrize("recipe", sorted(table()))
+def test_a_row(recipe):
+    layer = integers(recipe)
+    possible = {"exact": True, "exact*": layer is not None and bool((layer.zero > 0).all()), "no": False}
+    expected = {name for name, cell in zip(EXPORTS, table()[recipe], strict=True) if possible[cell]}
+    assert expected == (set(formats_for(layer)) if layer is not None else set())
+
+
+def test_every_recipe_has_a_row():
+    assert {row.partition("(")[0] for row in table()} == set(CATALOGUE)
