@@ -85,6 +85,12 @@ ATTACKS = {
     "a shape of nothing": ("compressed-tensors", {"weight_shape": with_value(0, 1)}, {}, "weight_shape is"),
     "zero points left out": ("compressed-tensors", {"weight_zero_point": None}, {}, "without zero points"),
     "act-order of old": ("compressed-tensors", {"weight_g_idx": lambda _: torch.arange(64)}, {}, "weight_g_idx"),
+    "codes and a dense weight": (
+        "gptq",
+        {"weight": lambda _: torch.ones(96, 64)},
+        {},
+        "weight, which is none of gptq's",
+    ),
     "groups that are none": ("compressed-tensors", {}, {"config_groups": ["W4"]}, "config_groups must be an object"),
 }
 

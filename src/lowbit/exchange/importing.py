@@ -78,6 +78,12 @@ def _layers(shards: Shards, format: Format) -> dict[str, list[str]]:
         prefix, _, field = name.rpartition(".")
         if field in format.fields:
             layers.setdefault(prefix, []).append(field)
+    for name in shards.entries:
+        prefix, _, field = name.rpartition(".")
+        require(
+            prefix not in layers or field in format.fields | {"bias"},
+            f"{shards.folder}: layer {prefix!r} has {field}, which is none of {format.method}'s.",
+        )
     for name, fields in layers.items():
         require(
             format.key in fields,
