@@ -48,15 +48,15 @@ def unit_upper_factor(hessian: Tensor, damping: float) -> Factor:
         return Factor(torch.eye(len(h), dtype=h.dtype), torch.ones(len(h), dtype=h.dtype), damping, (no_signal(),))
     used, outcomes = damping, dead_inputs(h)
     while mean > 0 and used <= _LARGEST_DAMPING:
-        damped = h.clone()
+        damped = h.flip(0, 1)  # the one copy: the factor grows in it
         damped.diagonal().add_(used * mean)
-        lower = cholesky(damped.flip(0, 1))
+        lower = cholesky(damped)
         if lower is not None:
             if used != damping:
                 outcomes = (*outcomes, damping_raised(damping, used))
             upper = lower.flip(0, 1)
             pivots = upper.diagonal().clone()
-            return Factor(upper / pivots, pivots.square(), used, outcomes)
+            return Factor(upper.div_(pivots), pivots.square(), used, outcomes)
         used = max(10 * used, 1e-6)
     raise BadRequest(
         f"The Hessian (mean diagonal {mean:g}) is not positive definite even with damping {_LARGEST_DAMPING:g} of it. "
