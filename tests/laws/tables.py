@@ -293,6 +293,16 @@ COMBINATIONS = {
         ("hadamard e8p with a second stage", "hadamard", "e8p, 3 bits"),
         ("vectors of inputs in two stages", "none", "vectors of inputs in two stages"),
         ("vectors of outputs, act-order", "act-order", "vectors of outputs in groups"),
+        ("hadamard squeezellm", "hadamard of the inputs in eights", "clusters of a row"),
+        ("hadamard jlcm", "hadamard", "two tables for all rows"),
+        ("hadamard lcq", "hadamard", "low-rank tables"),
+        ("hadamard nf3", "hadamard", "nf3, six-bit scales"),
+        ("hadamard gptqt", "hadamard of the inputs in eights", "planes on a finer grid"),
+        ("hadamard fp6", "hadamard", "fp6 in two planes"),
+        ("hadamard ternary", "hadamard of the inputs in eights", "ternary digits"),
+        ("hadamard slim-llm", "hadamard", "mixed widths"),
+        ("hadamard pb-llm", "hadamard of the inputs in eights", "partly binary"),
+        ("hadamard vectors with scales of blocks", "hadamard", "pairs with scales of blocks"),
     ]
 }
 """Parts put together that have no recipe of their own."""
