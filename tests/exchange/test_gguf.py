@@ -59,7 +59,9 @@ def with_tokenizer(folder, cut=None):
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
 
 
-@pytest.mark.parametrize("recipe", [rtn(bits=4, group_size=32, symmetric=True), optq(bits=3, group_size=32)], ids=str)
+@pytest.mark.parametrize(
+    "recipe", [rtn(bits=4, group_size=32, symmetric=True), optq(bits=3, group_size=32)], ids=["4 bits", "3 bits"]
+)
 def test_transformers_reads_the_file(recipe, tmp_path):
     """The real consumer: transformers, through the package gguf, has the same weights and the same logits."""
     checkpoint(tmp_path / "own", recipe, recipe, None)
