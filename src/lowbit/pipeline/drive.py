@@ -153,11 +153,7 @@ def _embed(run: Run, full: bool) -> _Hidden:
 def _quantize_block(run: Run, streams: Streams, check: tuple[Tensor, Call], done: int, gradients: States) -> int:
     planned = {layer.name: layer for layer in run.plan.blocks[streams.block.name]}
     linears = {name: module for name, module in streams.block.linears() if name in planned}
-    probe, call = check
-    if len(streams.quantized):
-        first = next(streams.batches())
-        probe, call = streams.quantized[first], streams.call(first.stop)
-    for stage in _stages(find_stages(streams.block, linears, probe, call), planned):
+    for stage in _stages(find_stages(streams.block, linears, *check), planned):
         todo = {name for name in stage.layers if not _finished(run, name)}
         # Also those of layers that are done already: experts with few tokens share the statistics of all.
         states = gather(streams, _statistics(stage, planned), gradients) if todo else {}

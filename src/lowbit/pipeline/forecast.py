@@ -26,15 +26,17 @@ from lowbit.pipeline.attention import ATTENTION
 from lowbit.pipeline.machine import product_speed
 from lowbit.pipeline.observe import LOOKS_AT_ORIGINAL
 
-# Kernels compiled on the way, the tokenizer and its text: read off runs.
-_PROGRAM_GROWTH = 150_000_000
+# Compiled kernels, tokenizer and text, what the allocator keeps: read off runs (docs/LOG.md).
+_PROGRAM_GROWTH = 400_000_000
 # What storage gives at least; files are read for their digest, to solve and to copy.
 _FILE_BYTES_PER_SECOND = 500_000_000
 _PASSES_OVER_FILES = 3
 # Scores, masked and not, probabilities, and room to reduce them.
 _ATTENTION_COPIES = 4
-# Of [K, K] in float64, at once: the state, H, its damped copy and the factor that grows in it.
+# Of [K, K] in float64, at once: the state, H, what its factor grows in, the factor and one of whoever uses it.
 _HESSIAN_COPIES = 5
+# Products with vectors take so many times as long as products of matrices.
+_VECTOR_PENALTY = 4
 # A trial takes at least this long in seconds, or has all the layer's outputs.
 _LONG_ENOUGH = 0.2
 _TRIAL_INPUTS, _TRIAL_OUTPUTS = 256, 128
@@ -167,11 +169,11 @@ def _block_work(work: Workload, block: BlockWork) -> float:
 
 def _dense_work(layer: LayerWork) -> float:
     """Of a solve, in units of float32 multiply-adds: feedback N K^2 / 2; twice as dear in float64, two losses N K^2 and
-    a factor K^3 / 3; eigenvalues 4/3 K^3, half of them in products with vectors, which run at a tenth of the speed."""
+    a factor K^3 / 3; eigenvalues 4/3 K^3, half of them in products with vectors."""
     n, k = layer.shape
     if not layer.recipe.statistic.reads:
         return 4.0 * n * k * k
-    return 4.5 * n * k * k + 2 / 3 * k**3 + 4 / 3 * (1 + 10) * k**3
+    return 4.5 * n * k * k + 2 / 3 * k**3 + 4 / 3 * (1 + _VECTOR_PENALTY) * k**3
 
 
 def _widths(block: BlockWork) -> set[tuple[str, int]]:
