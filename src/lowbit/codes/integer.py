@@ -17,8 +17,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lowbit.codes.groups import GroupSize, check_divides, check_group_size, group_of, side_shape
 from lowbit.codes.ranges import Levels, MinMax, Range, _codes
-from lowbit.core.errors import BadRequest, require
+from lowbit.core.errors import require
 from lowbit.core.fields import Array, Bits, Field
 from lowbit.core.problem import LayerProblem
 from lowbit.core.records import Side
@@ -39,7 +40,7 @@ class IntegerGrid:
     """
 
     bits: int = 4
-    group_size: int | Literal["row", "tensor"] = "row"
+    group_size: GroupSize = "row"
     symmetric: bool = False
     range: Range = MinMax()
     scales: Literal["dynamic", "static"] = "dynamic"
@@ -47,11 +48,7 @@ class IntegerGrid:
 
     def __post_init__(self) -> None:
         require(isinstance(self.bits, int) and 1 <= self.bits <= 8, f"IntegerGrid(bits={self.bits!r}): must be 1 to 8.")
-        sized = isinstance(self.group_size, int) and self.group_size >= 1
-        require(
-            sized or self.group_size in ("row", "tensor"),
-            f'IntegerGrid(group_size={self.group_size!r}): must be a positive number of columns, "row" or "tensor".',
-        )
+        check_group_size(self, self.group_size)
         require(
             self.scales in ("dynamic", "static"), f'IntegerGrid(scales={self.scales!r}): must be "dynamic" or "static".'
         )
@@ -71,20 +68,12 @@ class IntegerGrid:
         return self.group_size if isinstance(self.group_size, int) and self.scales == "dynamic" else 0
 
     def check(self, shape: tuple[int, int]) -> None:
-        n, k = shape
-        if isinstance(self.group_size, int) and k % self.group_size:
-            fitting = [g for g in range(1, k + 1) if k % g == 0]
-            near = sorted(fitting, key=lambda g: abs(g - self.group_size))[:2]  # type: ignore[operator]
-            raise BadRequest(
-                f"IntegerGrid(group_size={self.group_size}) does not divide the {k} inputs of a [{n}, {k}] layer. "
-                f'Use {" or ".join(map(str, sorted(near)))}, or "row".'
-            )
+        check_divides(self, self.group_size, shape)
 
     def fields(self, shape: tuple[int, int]) -> dict[str, Field]:
-        n, k = shape
-        rows, groups = self._side_shape(shape)
+        rows, groups = side_shape(self.group_size, shape)
         fields: dict[str, Field] = {
-            "codes": Bits((n, k), self.bits),
+            "codes": Bits(shape, self.bits),
             "scale": Array((rows, groups), _DTYPES[self.scale_dtype]),
         }
         if not self.symmetric:
@@ -92,7 +81,7 @@ class IntegerGrid:
         return fields
 
     def fit(self, problem: LayerProblem) -> Side:
-        rows, groups = self._side_shape(problem.shape)
+        rows, groups = side_shape(self.group_size, problem.shape)
         importance = self.range.importance(problem)
         scale, zero = self._fit_groups(problem.weight, importance, rows, groups)
         side = {"scale": scale, "zero": zero}
@@ -101,9 +90,9 @@ class IntegerGrid:
     def refit(self, side: Side, target: Tensor, columns: Tensor) -> Side:
         importance = side.get("importance")
         slab_importance = None if importance is None else importance[columns]
-        rows, groups = self._side_shape((target.shape[0], target.shape[1]))
+        rows, groups = side_shape(self.group_size, (target.shape[0], target.shape[1]))
         scale, zero = self._fit_groups(target, slab_importance, rows, groups)
-        at = self._group_of(columns)[:: self.refit_every]
+        at = group_of(self.group_size, columns)[:: self.refit_every]
         new = {**side, "scale": side["scale"].clone(), "zero": side["zero"].clone()}
         new["scale"][:, at], new["zero"][:, at] = scale, zero
         return new
@@ -133,11 +122,6 @@ class IntegerGrid:
     def half_widths(self, side: Side, columns: Tensor) -> Tensor:
         return self._side_of(side, columns)[0] / 2
 
-    def _side_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
-        if self.group_size == "tensor":
-            return 1, 1
-        return shape[0], 1 if self.group_size == "row" else shape[1] // self.group_size
-
     def _fit_groups(self, weight: Tensor, importance: Tensor | None, rows: int, groups: int) -> tuple[Tensor, Tensor]:
         """Scale and zero point, each [rows, groups], of weight [N, w]."""
         if importance is not None:
@@ -150,12 +134,7 @@ class IntegerGrid:
         )
         return scale.view(rows, groups), zero.view(rows, groups)
 
-    def _group_of(self, columns: Tensor) -> Tensor:
-        if isinstance(self.group_size, int):
-            return columns // self.group_size
-        return torch.zeros_like(columns)
-
     def _side_of(self, side: Side, columns: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero point of each weight of a slab, broadcastable to [N, w]."""
-        group = self._group_of(columns)
+        group = group_of(self.group_size, columns)
         return side["scale"][:, group], side["zero"][:, group]

@@ -159,6 +159,11 @@ class Shaped(Protocol):
         ...
 
 
+def code_at(code: Code | Shaped, shape: tuple[int, int]) -> Code:
+    """The code in the form it takes for a layer [N, K]."""
+    return code.at(shape) if isinstance(code, Shaped) else code
+
+
 @runtime_checkable
 class Feeding(Protocol):
     """A code whose `encode_with_feedback` feeds errors between the columns inside a tile, too.

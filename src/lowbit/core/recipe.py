@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from lowbit.core.errors import require
 from lowbit.core.fields import Field
-from lowbit.core.parts import Code, Rounder, Shaped, SideCar, Statistic, Transform
+from lowbit.core.parts import Code, Rounder, Shaped, SideCar, Statistic, Transform, code_at
 
 Refresh = Literal["input", "block"]
 
@@ -36,7 +36,7 @@ class Recipe:
 
     def code_at(self, shape: tuple[int, int]) -> Code:
         """The code in the form it takes for a layer [N, K]."""
-        return self.code.at(shape) if isinstance(self.code, Shaped) else self.code
+        return code_at(self.code, shape)
 
     def check(self, shape: tuple[int, int]) -> None:
         """Raise BadRequest where a layer [N, K] does not fit the parts."""

@@ -25,9 +25,9 @@ from torch import Tensor
 from lowbit.core.errors import require
 from lowbit.core.fields import Array, Bits, Field
 from lowbit.core.linalg import one_thread
-from lowbit.core.parts import Code, Correction, Shaped
+from lowbit.core.parts import Code, Correction, Shaped, code_at
 from lowbit.core.problem import LayerProblem
-from lowbit.sidecars.criteria import code_at, nearest_error
+from lowbit.sidecars.criteria import nearest_error
 from lowbit.sidecars.half import as_half, no_worse
 
 # Added to the diagonal of H_KK, as a part of it: directions that small are float32 noise.

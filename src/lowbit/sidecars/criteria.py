@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lowbit.core.errors import require
 from lowbit.core.linalg import check_damping, unit_upper_factor
-from lowbit.core.parts import Code, Shaped
+from lowbit.core.parts import Code, Shaped, code_at
 from lowbit.core.problem import LayerProblem
 
 
@@ -96,11 +96,6 @@ class RoundingCost:
 def _sum_without(costs: Tensor, left_out: Tensor) -> Tensor:
     """Sums over the last axis without the entry at `left_out` [..., 1]."""
     return costs.sum(-1, keepdim=True) - costs.gather(-1, left_out)
-
-
-def code_at(code: Code | Shaped, shape: tuple[int, int]) -> Code:
-    """The code in the form it takes for a layer [N, K]."""
-    return code.at(shape) if isinstance(code, Shaped) else code
 
 
 def nearest_error(code: Code | Shaped, problem: LayerProblem) -> Tensor:
