@@ -20,7 +20,7 @@ model = lowbit.load("FOLDER")  # or transformers' AutoModelForCausalLM, after `i
 """
 _LOADING = {
     "lowbit": _PLAIN_LOAD,
-    "gptq": """# pip install gptqmodel optimum; vLLM: `vllm serve FOLDER` (4 and 8 bits, symmetric)
+    "gptq": """# pip install gptqmodel optimum; vLLM: `vllm serve FOLDER` (version 1, symmetric, 4 and 8 bits)
 import torch
 from transformers import AutoModelForCausalLM
 
