@@ -55,7 +55,9 @@ def test_decoding_gives_the_values_bit_for_bit(case, closed):
     assert torch.equal(decode_rows(layer, height, n), decode_reference(layer, height, n))
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow if "3 bits" in case else ()) for case in CASES]
+)
 @pytest.mark.parametrize("closed", [True, False])
 def test_the_product_is_that_of_the_decoded_values(case, closed):
     """To the accuracy of a float32 sum: nothing is rounded on the way."""

@@ -11,7 +11,7 @@ pytest.importorskip("triton", reason="Triton is not installed: its kernels are n
 
 from lowbit.kernels.triton import viterbi as on_gpu
 
-SHAPES = [(5, 1, 1), (6, 2, 1), (6, 2, 2), (3, 2, 1), (2, 2, 1)]
+SHAPES = [pytest.param((5, 1, 1), marks=pytest.mark.slow), (6, 2, 1), (6, 2, 2), (3, 2, 1), (2, 2, 1)]
 """(L, b, V), small because the interpreter is slow; one with more bits entering than edges have, one without memory."""
 
 

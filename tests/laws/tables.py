@@ -360,3 +360,23 @@ PAIRS = {
     and (rounder not in BY_LEVELS or has_levels(CODES[code], (N, K)))
 }
 """Rounders and codes that go together."""
+
+ONE_OF_EACH_KIND = (
+    "2 bits",
+    "groups",
+    "e8p",
+    "vectors of outputs in groups",
+    "levelled trellis",
+    "nf3, six-bit scales",
+    "low-rank tables",
+    "two planes",
+    "mixed widths",
+    "toy: squares",
+)
+ONE_OF_EACH_WAY = ("nearest", "ldlq")
+FEWER_PAIRS = {
+    name: pair
+    for name, pair in PAIRS.items()
+    if name.partition(" | ")[0] in ONE_OF_EACH_WAY or name.partition(" | ")[2] in ONE_OF_EACH_KIND
+}
+"""Every rounder and every code, each with a few of the others: for what is too slow to try on all pairs."""

@@ -29,9 +29,14 @@ def test_layer_survives_storage(recipe):
         law_layer_survives_storage(recipe, problem)
 
 
-@pytest.mark.parametrize("law", [law_bits_are_counted, law_stats_are_true, law_inputs_are_unmodified])
-def test_solves(recipe, law):
+def test_stats_are_true(recipe):
     for problem in [*FLOAT32.values(), FLOAT64["usual"], FLOAT64["row hessian"]]:
+        law_stats_are_true(recipe, problem)
+
+
+@pytest.mark.parametrize("law", [law_bits_are_counted, law_inputs_are_unmodified])
+def test_solves(recipe, law):
+    for problem in (FLOAT32["outliers"], FLOAT64["row hessian"]):
         law(recipe, problem)
 
 
