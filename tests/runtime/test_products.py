@@ -3,7 +3,18 @@
 import pytest
 import torch
 
-from lowbit.codes import E8P, BitshiftTrellis, Padded, TailBiting
+from lowbit.codes import (
+    E8P,
+    BinaryCoding,
+    BitshiftTrellis,
+    ClusteredLevels,
+    Lookup,
+    Padded,
+    ScaledLevels,
+    Scales,
+    SharedLevels,
+    TailBiting,
+)
 from lowbit.formats.checkpoint import layout
 from lowbit.runtime.product import StoredCodes, decode_rows, product
 
@@ -13,6 +24,11 @@ CODES = {
     "e8p, 4 bits, padded": (Padded(E8P(4)), (19, 37)),
     "trellis, padded": (Padded(TailBiting(BitshiftTrellis(12, 2, tile=(16, 16)))), (40, 35)),
     "trellis whose steps lie in two columns": (BitshiftTrellis(8, 2, 2, (3, 4), "gaussian"), (9, 12)),
+    "levels of groups, twice scaled": (Lookup(ScaledLevels("nf4", Scales("uint8", "row")), 12), (9, 36)),
+    "levels of rows, 3 bits": (Lookup(ClusteredLevels(3)), (11, 29)),
+    "levels of the layer, 8 bits": (Lookup(ScaledLevels("nf8"), "tensor"), (7, 21)),
+    "tables that rows share, 5 bits": (Lookup(SharedLevels(5, 4)), (10, 19)),
+    "sums of planes": (Lookup(BinaryCoding(2), 4), (6, 20)),
 }
 
 

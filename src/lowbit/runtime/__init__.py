@@ -3,6 +3,7 @@
 from lowbit.runtime import e8p as e8p
 from lowbit.runtime import fitting as fitting
 from lowbit.runtime import integer as integer
+from lowbit.runtime import lookup as lookup
 from lowbit.runtime import trellis as trellis
 from lowbit.runtime.experts import LinearExperts as LinearExperts
 from lowbit.runtime.experts import is_fused_experts as is_fused_experts

@@ -8,7 +8,7 @@ A slab of n rows is itself a layer [n, K], so what of each stored field belongs 
 of the two shapes: an axis 0 that grows with the rows is cut in proportion, one that does not is shared.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from functools import singledispatch
 from importlib.util import find_spec
@@ -46,9 +46,20 @@ def product(code: Code, stored: StoredCodes, x: Tensor) -> Tensor:
 def decode_rows(code: Code, stored: StoredCodes, start: int, stop: int) -> Tensor:
     """The values of rows start..stop-1 (whole tiles), float32 [stop - start, K], on the device of the codes."""
     device = stored.tensors["codes"].device
+    values = fields_of_rows(code, stored, start, stop)
+    codes = codes_from_fields(code, values, (stop - start, stored.shape[1]))
+    return code.decode(codes, values, torch.arange(stored.shape[1])).to(device)
+
+
+def fields_of_rows(
+    code: Code, stored: StoredCodes, start: int, stop: int, leave: Container[str] = ()
+) -> dict[str, Tensor]:
+    """The fields of rows start..stop-1 (whole tiles) as those of a layer, unpacked, on the CPU; without `leave`."""
     fields, part = code.fields(stored.shape), code.fields((stop - start, stored.shape[1]))
     values = {}
     for name, field in fields.items():
+        if name in leave:
+            continue
         tensor, whole = stored.tensors[name].cpu(), field.shape == part[name].shape
         if name == "codes" and isinstance(field, Bits):
             height = code.tile[0]
@@ -59,8 +70,7 @@ def decode_rows(code: Code, stored: StoredCodes, start: int, stop: int) -> Tenso
             value, length = restored(tensor, field), field.shape[0]
             at = slice(start * length // stored.shape[0], stop * length // stored.shape[0])
             values[name] = value if whole else value[at]
-    codes = codes_from_fields(code, values, (stop - start, stored.shape[1]))
-    return code.decode(codes, values, torch.arange(stored.shape[1])).to(device)
+    return values
 
 
 def slab_product(code: Code, stored: StoredCodes, x: Tensor) -> Tensor:
