@@ -13,7 +13,7 @@ from lowbit.kernels.tables import decode_packed, product_packed
 from lowbit.runtime.product import StoredCodes, decode_rows, fields_of_rows, product, slab_product
 
 # Up to here the kernel's work for each token costs less than decoding once and a matrix product: on 1024 x 1024 nf4 it
-# takes 3.9 ms a token on one core, decoding and multiplying 4.2, the general way 7.8; with four tokens 4.7, 4.4 and 8.5.
+# takes 3.9 ms on one core, decoding and multiplying 4.2, the general way 7.8; with four tokens 4.7, 4.4 and 8.5.
 _FEW_TOKENS = 2
 
 
