@@ -3,7 +3,9 @@
     with Forks(model, text) as forks:
         forks.run(out, kill_after=0.1)
 
-Nothing but imports is done before the fork, for pools of threads do not survive one.
+Nothing but imports is done before the fork, and everything on one thread, for pools of threads do not survive one: an
+OpenMP pool made by an import leaves the fork waiting for it for ever. Should that happen all the same, an alarm ends
+it.
 """
 
 import os
@@ -22,6 +24,8 @@ from lowbit.pipeline.source import SourceModel
 from lowbit.recipes import optq
 
 KILLED = -signal.SIGKILL
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+_PATIENCE = 120  # seconds; a run takes one
 
 
 class Forks:
@@ -32,7 +36,12 @@ class Forks:
 
     def __enter__(self):
         self._process = subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+            env=os.environ | _ONE_THREAD,
         )
         return self
 
@@ -76,6 +85,7 @@ def _serve(model, text):
     for out in sys.stdin:
         pid = os.fork()
         if pid == 0:
+            signal.alarm(_PATIENCE)
             numba.set_num_threads(1)
             quantize(model, text, out.strip())
             os._exit(0)
