@@ -198,8 +198,9 @@ def test_a_clock_that_jumps(model, text, finished, tmp_path, monkeypatch, jump):
 
 def test_a_second_run_on_the_folder_is_refused_and_the_first_ends_well(forks, model, text, finished, tmp_path):
     out, journal = tmp_path / "out", tmp_path / "out" / ".lowbit" / "journal.jsonl"
-    pid = forks.start(out)
+    pid, started = forks.start(out), time.monotonic()
     while not (journal.exists() and journal.read_bytes().count(b"\n") >= 2):
+        assert time.monotonic() < started + 60, "the run has not begun, or was over before it was seen"
         time.sleep(0.002)
     os.kill(pid, signal.SIGSTOP)  # stopped, so that it does not end first
     with pytest.raises(BadRequest, match="another lowbit run is writing here"):
