@@ -60,26 +60,24 @@ def _windows(model: PreTrainedModel, folder: Path, text: str) -> torch.Tensor:
     return calibration_windows(tokens, WINDOWS, length, seed=0)
 
 
-def measure(problem: LayerProblem, bits: int, state_bits: int) -> dict[str, dict[str, float]]:
-    rotated = RandomizedHadamard().fit(problem, stream(0, "tiles")).forward(problem)
+def measure(rotated: LayerProblem, bits: int, state_bits: int) -> dict[str, dict[str, float]]:
     found = {}
     for tile in TILES:
         trellis = BitshiftTrellis(state_bits, bits, 1, tile, "mul1", "tensor")
-        code = Levelled(TailBiting(trellis, joint=None if tile == BASELINE else 1)).at(problem.shape)
+        code = Levelled(TailBiting(trellis, joint=None if tile == BASELINE else 1)).at(rotated.shape)
         rounded = RefittedScales(Ldlq()).round(rotated, code)
         found[f"{tile[0]} x {tile[1]}"] = {
             "loss": rotated.relative_loss(rounded.w_hat),
-            "bits": bits_per_weight(code.fields(problem.shape), problem.shape),
+            "bits": bits_per_weight(code.fields(rotated.shape), rotated.shape),
         }
     return found
 
 
-def feedback_alone(problem: LayerProblem) -> float:
+def feedback_alone(rotated: LayerProblem) -> float:
     """The loss with all feedback over that without any inside 16 columns, were errors equally large in both.
 
     With H = A diag(d) A^T the one is sum_j d_j, the other sum_j d_j |A_tile,j|^2.
     """
-    rotated = RandomizedHadamard().fit(problem, stream(0, "tiles")).forward(problem)
     factor = unit_upper_factor(rotated.hessian, 0.01)
     inside = torch.block_diag(*(torch.ones(len(part), len(part)) for part in factor.diagonal.split(BASELINE[1])))
     blind = factor.diagonal * (factor.unit_upper * inside).square().sum(0)
@@ -110,8 +108,9 @@ def main() -> None:
     for folder in options.models:
         rows = []
         for name, problem in layer_problems(folder, options.text, options.every):
-            tiles = measure(problem, options.bits, options.state_bits)
-            rows.append({"layer": name, "shape": problem.shape, "tiles": tiles, "feedback": feedback_alone(problem)})
+            rotated = RandomizedHadamard().fit(problem, stream(0, "tiles")).forward(problem)
+            tiles = measure(rotated, options.bits, options.state_bits)
+            rows.append({"layer": name, "shape": problem.shape, "tiles": tiles, "feedback": feedback_alone(rotated)})
             losses = "  ".join(f"{tile} {found['loss']:.4f}" for tile, found in rows[-1]["tiles"].items())
             print(f"{name:<36}{problem.shape!s:<12}{losses}", flush=True)
         document["models"][folder.name] = {"layers": rows, "all": means(rows, False), "full": means(rows, True)}
