@@ -1,12 +1,12 @@
 """How good is a model after each recipe, at its true bits per weight?
 
-    python benchmarks/quality.py [MODEL ...] [--text SOURCE] [--bits 2 3 4] [--only trellis ...] [--json F] [--plot F]
+    python benchmarks/quality.py [MODEL ...] [--text SOURCE] [--bits 2 3 4] [--only trellis ...] [--json F]
 
 Each recipe quantizes each model at each width, with the same calibration windows, and the checkpoint is measured on
 held-out text against the original; a recipe that does not fit a model is left out, with the reason. Reported: bits per
 weight over the quantized layers with everything stored for them, KL(original || quantized) in nats a token with its
 standard error, perplexity, seconds, and which contenders nothing beats in both bits and KL. A .txt file has no held-out
-part of its own: its last tenth is cut off for evaluation.
+part of its own: its last tenth is cut off for evaluation. `benchmarks/fronts.py` draws what --json keeps.
 """
 
 import argparse
@@ -25,7 +25,6 @@ from lowbit.core.errors import BadRequest
 from lowbit.core.recipe import Recipe
 from lowbit.pipeline.text import read_texts
 from lowbit.recipes import CATALOGUE, make_recipe
-from lowbit.report.figures import pareto_figure
 
 GROUPS = {"act_order": True, "static_groups": True, "range": "mse"}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -102,6 +101,54 @@ def split(source: str, folder: Path) -> tuple[str, str]:
     return str(parts[0]), str(parts[1])
 
 
+class Rows:
+    """What was measured, kept in a file as it comes; what the file has is not measured again."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.found: list[dict[str, Any]] = json.loads(path.read_text()) if path and path.exists() else []
+
+    def row(self, model: str, label: str, bits: int) -> dict[str, Any] | None:
+        """The row of a contender at a width; of one that comes in a single width, whichever was asked for."""
+        for row in self.found:
+            if (row["model"], row["recipe"]) == (model, label) and (row["bits"] == bits or not has_bits(label)):
+                return row
+        return None
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.found.append(row)
+        if self.path:
+            self.path.write_text(json.dumps(self.found, indent=1))
+
+
+def show(row: dict[str, Any]) -> None:
+    if "left_out" in row:
+        print(f"{row['recipe']:<28}{row['bits']:>5}  left out: {row['left_out']}", flush=True)
+        return
+    print(
+        f"{row['recipe']:<28}{row['bits']:>5}{row['bits_per_weight']:>13.3f}{row['kl']:>10.5f}{row['kl_error']:>9.5f}"
+        f"{row['perplexity']:>12.4f}{row['seconds']:>9.1f}",
+        flush=True,
+    )
+
+
+def measured(rows: Rows, model: Path, texts: tuple[str, str], options: argparse.Namespace) -> None:
+    """Measure and print every contender that `rows` lacks, and print those that it has."""
+    for bits in options.bits:
+        for label in options.only:
+            if not has_bits(label) and bits != options.bits[0]:
+                continue
+            row = rows.row(model.name, label, bits)
+            if row is None:
+                row = {"model": model.name, "recipe": label, "bits": bits}
+                try:
+                    row |= measure(model, recipe_at(label, bits), texts, options.samples, options.windows)
+                except BadRequest as error:
+                    row |= {"left_out": str(error).splitlines()[-1].strip()}
+                rows.add(row)
+            show(row)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", type=Path, default=[MODEL])
@@ -110,37 +157,17 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
     parser.add_argument("--samples", type=int, default=128, help="calibration windows")
     parser.add_argument("--windows", type=int, default=64, help="evaluation windows")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--plot", type=Path, help="a .png or .svg of the front beside rtn and optq, for one model")
+    parser.add_argument("--json", type=Path, help="keep the rows here; rows that are there are not measured again")
     options = parser.parse_args()
-    rows = []
+    rows = Rows(options.json)
     with tempfile.TemporaryDirectory() as folder:
         texts = split(options.text, Path(folder))
         for model in options.models:
             print(f"\n{model.name}: {options.samples} calibration windows, torch on {torch.get_num_threads()} threads")
             print(f"{'recipe':<28}{'bits':>5}{'bits/weight':>13}{'KL':>10}{'+-':>9}{'perplexity':>12}{'seconds':>9}")
-            for bits in options.bits:
-                for label in options.only:
-                    if not has_bits(label) and bits != options.bits[0]:
-                        continue
-                    try:
-                        row = measure(model, recipe_at(label, bits), texts, options.samples, options.windows)
-                    except BadRequest as error:
-                        print(f"{label:<28}{bits:>5}  left out: {str(error).splitlines()[-1].strip()}", flush=True)
-                        continue
-                    rows.append({"model": model.name, "recipe": label, "bits": bits, **row})
-                    print(
-                        f"{label:<28}{bits:>5}{row['bits_per_weight']:>13.3f}{row['kl']:>10.5f}{row['kl_error']:>9.5f}"
-                        f"{row['perplexity']:>12.4f}{row['seconds']:>9.1f}",
-                        flush=True,
-                    )
-            best = front([row for row in rows if row["model"] == model.name])
+            measured(rows, model, texts, options)
+            best = front([row for row in rows.found if row["model"] == model.name and "kl" in row])
             print("on the front: " + ", ".join(f"{row['recipe']} at {row['bits_per_weight']:.2f}" for row in best))
-    if options.plot:
-        shown = {row["recipe"] for row in front(rows)} | {"rtn", "optq row"}
-        pareto_figure([row for row in rows if row["recipe"] in shown], options.plot)
-    if options.json:
-        options.json.write_text(json.dumps({"text": options.text, "samples": options.samples, "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":
