@@ -91,6 +91,7 @@ PEERS = (
     Contestant("brevitas", "magr+gptq", "magr+gptq"),
     Contestant("brevitas", "magr+qronos", "magr+qronos"),
     Contestant("gptqmodel", "gptq", "gptq", settings={"damping": 0.01}),
+    Contestant("gptqmodel", "gptq by group", "gptq act-order", settings={"damping": 0.01, "act_group_aware": True}),
     Contestant("llmcompressor", "rtn", "rtn"),
     Contestant("llmcompressor", "gptq", "gptq act-order"),
     Contestant("autoround", "autoround", settings={"iterations": 200}),

@@ -29,7 +29,7 @@ def config(settings: dict) -> GPTQConfig:
         group_size=settings["group_size"],
         sym=settings["symmetric"],
         desc_act=False,
-        act_group_aware=False,
+        act_group_aware=settings.get("act_group_aware", False),
         damp_percent=settings["damping"],
         device="cpu",
         offload_to_disk=False,
