@@ -19,7 +19,8 @@ from lowbit.core.maps import LinearMap
 from lowbit.core.parts import Correction
 from lowbit.core.recipe import Recipe
 from lowbit.formats.checkpoint import restored, restored_layer, stored_fields, stored_layout, stored_tensors
-from lowbit.runtime.product import StoredCodes, product
+from lowbit.runtime.frozen import frozen_product
+from lowbit.runtime.product import StoredCodes
 
 
 class QuantizedLinear(nn.Module):
@@ -58,12 +59,14 @@ class QuantizedLinear(nn.Module):
         layer = restored_layer(self.recipe, self.shape, {name: tensor.cpu() for name, tensor in self._stored().items()})
         return layer.dequantize().to(self._stored()["weight"].device)
 
+    @torch.compiler.disable  # numba's kernels and those of Triton are launched by hand; around them graphs break
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., K], floating point, to [..., N] in x's type."""
+        """x [..., K], floating point, to [..., N] in x's type; differentiable by x."""
         right, left_inverse = self._maps
         tokens = right.apply(x.reshape(-1, self.in_features).float())
         working = torch.float32 if x.is_cpu else x.dtype
-        y = left_inverse.apply(product(self.recipe.code_at(self.shape), self._codes(), tokens.to(working)).float())
+        code = self.recipe.code_at(self.shape)
+        y = left_inverse.apply(frozen_product(code, self._codes(), tokens.to(working)).float())
         if self._correction is not None:
             y = y + self._correction.apply(x.reshape(-1, self.in_features).float())
         if self.bias is not None:

@@ -82,12 +82,13 @@ def slab_product(code: Code, stored: StoredCodes, x: Tensor) -> Tensor:
         if y is not None:
             return y
     out = x.new_empty(len(x), stored.shape[0])
-    for start, stop in _slabs(code, stored.shape):
+    for start, stop in slabs(code, stored.shape):
         out[:, start:stop] = x @ decode_rows(code, stored, start, stop).to(x.dtype).T
     return out
 
 
-def _slabs(code: Code, shape: tuple[int, int]) -> Iterator[tuple[int, int]]:
+def slabs(code: Code, shape: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """Rows start..stop-1 of a layer [N, K], whole tiles, of at most SLAB_BYTES decoded where a tile's height allows."""
     n, k = shape
     step = max(1, SLAB_BYTES // (4 * k * code.tile[0])) * code.tile[0]
     return ((start, min(start + step, n)) for start in range(0, n, step))
