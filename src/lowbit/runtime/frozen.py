@@ -35,7 +35,8 @@ class _Frozen(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor]:
-        return None, None, _product_of_rows(*ctx.layer, gradient)
+        code, stored = ctx.layer
+        return None, None, _product_of_rows(code, stored, gradient)
 
 
 def _product_of_rows(code: Code, stored: StoredCodes, y: Tensor) -> Tensor:
