@@ -8,6 +8,7 @@ from lowbit.codes import (
     DualGrained,
     Exchanged,
     HessianRange,
+    KQuant,
     LaidOut,
     LeastSquares,
     Lookup,
@@ -19,6 +20,7 @@ from lowbit.codes import (
     Scales,
     SearchedRange,
     SharedLevels,
+    SuperBlocks,
     TwoStep,
     VectorCodebook,
 )
@@ -45,6 +47,8 @@ LOOKUPS = {
     "two planes": Lookup(BinaryCoding(2), 8),
     "planes with signs": Lookup(BinaryCoding(2, "signs", LeastSquares(4), "conditional"), 8),
     "planes on a finer grid": Lookup(BinaryCoding(2, "signs", TwoStep(3, 4, 6), "diagonal")),
+    "super-blocks": Lookup(SuperBlocks(3, 4, 3, steps=6), 4),
+    "super-blocks, symmetric": Lookup(SuperBlocks(2, 6, 2, True, "diagonal", steps=6), 4, "static"),
     "dual-grained": Lookup(DualGrained(steps=10), 8),
     "dual-grained, static": Lookup(DualGrained(2, range=_SEARCHED, steps=10), 4, "static"),
 }
@@ -64,7 +68,7 @@ LOOKUP_PARTS = [
     *(code.tables for code in LOOKUPS.values()),
     *(code.layout for code in LAID_OUT.values() if isinstance(code, LaidOut)),
     MixedWidths(),
-    *(Scales(), LeastSquares(), TwoStep()),
+    *(Scales(), LeastSquares(), TwoStep(), KQuant()),
 ]
 
 LOOKUP_RECIPES = {

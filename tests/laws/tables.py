@@ -3,6 +3,7 @@
 A new part is one new row. `test_tables.py` fails while an exported part or a recipe has none.
 """
 
+from dataclasses import replace
 from itertools import product
 
 import torch
@@ -277,6 +278,7 @@ RECIPES = {
     "boa": make_recipe("boa", {"bits": 2}),
     "boa act-order": make_recipe("boa", {"bits": 3, "group_size": 8, "act_order": True}),
     **{name: make_recipe(name.split()[0], settings) for name, settings in LOOKUP_RECIPES.items()},
+    "kquant": replace(make_recipe("kquant"), code=LOOKUPS["super-blocks"]),  # in blocks that fit
     "optq hessian": make_recipe("optq", {"bits": 2, "group_size": "tensor", "range": "hessian", "damping": 0.0}),
 }
 """Every named method with a spread of settings that fits the [6, 24] layers of `laws.problems`."""

@@ -11,6 +11,7 @@ from lowbit.codes.e8p import E8P as E8P
 from lowbit.codes.fitting import Levelled as Levelled
 from lowbit.codes.fitting import Padded as Padded
 from lowbit.codes.integer import IntegerGrid as IntegerGrid
+from lowbit.codes.kquant import KQuant as KQuant
 from lowbit.codes.layout import Digits as Digits
 from lowbit.codes.layout import Exchanged as Exchanged
 from lowbit.codes.layout import LaidOut as LaidOut
@@ -25,6 +26,7 @@ from lowbit.codes.ranges import MinMax as MinMax
 from lowbit.codes.ranges import SearchedRange as SearchedRange
 from lowbit.codes.scaled import ScaledLevels as ScaledLevels
 from lowbit.codes.scales import Scales as Scales
+from lowbit.codes.superblocks import SuperBlocks as SuperBlocks
 from lowbit.codes.trellis import BitshiftTrellis as BitshiftTrellis
 from lowbit.codes.trellis import TailBiting as TailBiting
 from lowbit.codes.vector import VectorCodebook as VectorCodebook

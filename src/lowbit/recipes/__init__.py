@@ -32,6 +32,7 @@ from lowbit.recipes.incoherent import qtip as qtip
 from lowbit.recipes.incoherent import quip as quip
 from lowbit.recipes.incoherent import quip_sharp as quip_sharp
 from lowbit.recipes.incoherent import trellis as trellis
+from lowbit.recipes.native import kquant as kquant
 from lowbit.recipes.nonuniform import gptvq as gptvq
 from lowbit.recipes.nonuniform import jlcm as jlcm
 from lowbit.recipes.nonuniform import lcq as lcq

@@ -13,6 +13,7 @@ from lowbit.recipes.expression import SLOTS, with_parts
 from lowbit.recipes.floats import block_float, dint, llm_fp4, normal_float, nupes, ternary, zeroquant_fp6
 from lowbit.recipes.granular import dgq, slim_llm
 from lowbit.recipes.incoherent import exl3, qtip, quip, quip_sharp, trellis
+from lowbit.recipes.native import kquant
 from lowbit.recipes.nonuniform import gptvq, jlcm, lcq, squeezellm, vptq
 from lowbit.recipes.rounded import beam, gpfq, magr, optq_stochastic, quantease
 from lowbit.recipes.scalar import optq, rtn
@@ -57,6 +58,7 @@ _METHODS: tuple[Callable[..., Recipe], ...] = (
     pb_llm,
     dgq,
     slim_llm,
+    kquant,
 )
 _OTHER_NAMES = {"gptq": "optq", "ldlq": "optq", "quip#": "quip_sharp", "gptaq": "qronos"}
 CATALOGUE: dict[str, Callable[..., Recipe]] = {function.__name__: function for function in _METHODS}
