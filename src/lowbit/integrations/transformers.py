@@ -60,7 +60,7 @@ class LowbitQuantizer(HfQuantizer):
 
     @property
     def is_trainable(self) -> bool:
-        return False
+        return True  # by adapters beside the codes; transformers itself refuses to train a quantized model without
 
     def is_serializable(self) -> bool:
         return True
