@@ -13,8 +13,9 @@ from integrations.checkpoints import TOKENS, logits, quantize_in_place, tiny_mod
 FORGETS_THEN_TRUSTS = f"""
 import sys, torch
 from pathlib import Path
+import transformers
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 folder, out = Path(sys.argv[1]), Path(sys.argv[2])
 
 def logits(model):
@@ -26,10 +27,12 @@ try:
 except RuntimeError as error:
     refused = str(error)
 assert "lowbit" not in sys.modules
-trusting = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
 assert "lowbit" in sys.modules
+named = getattr(transformers, config.architectures[0]).from_pretrained(folder)  # as `transformers serve` does
+trusting = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
 plain = AutoModelForCausalLM.from_pretrained(folder)
-save_file({{"trusting": logits(trusting), "plain": logits(plain)}}, out / "logits")
+save_file({{"named": logits(named), "trusting": logits(trusting), "plain": logits(plain)}}, out / "logits")
 trusting.save_pretrained(out / "saved")
 print(refused)
 """

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightConverter, WeightTransform
@@ -127,21 +128,32 @@ def register() -> None:
 def remote_code_stub(architecture: str) -> tuple[str, dict[str, str]]:
     """Text of a `modeling_lowbit.py` to lay beside config.json, and the `auto_map` that names it.
 
-    With `trust_remote_code=True` transformers reads the file, finds that it needs lowbit, and either imports it, which
-    registers the quantizer in time, or asks the user to install it. Without, the folder is read as if it had no stub.
-    architecture: the model's class in transformers; the stub's class has the same name, so that a model loaded through
-    it is saved under the architecture that other tools know.
+    transformers discovers no plug-ins. With `trust_remote_code=True` it reads the file, finds that it needs lowbit, and
+    either imports it, which registers the quantizer in time, or asks the user to install it. Without, the folder is
+    read as if it had no stub. Its configuration is in it for programs that choose the model's class by themselves, as
+    `transformers serve` does.
+    architecture: the model's class in transformers; the stub's classes have the same names, so that a model loaded
+    through it is saved under those that other tools know. Raises BadRequest where transformers has no such class.
     """
+    model = getattr(transformers, architecture, None)
+    if model is None:
+        raise BadRequest(f"transformers {transformers.__version__} has no class {architecture!r}.")
+    config = model.config_class.__name__
     text = f'''"""The weights in this folder are quantized by lowbit; importing it makes transformers read them."""
 
 import lowbit  # noqa: F401
 import transformers
 
 
-class {architecture}(transformers.{architecture}):
+class {config}(transformers.{config}):
     pass
+
+
+class {architecture}(transformers.{architecture}):
+    config_class = {config}
 '''
-    return text, {"AutoModelForCausalLM": f"{STUB_NAME}.{architecture}"}
+    names = {"AutoConfig": config, "AutoModelForCausalLM": architecture}
+    return text, {door: f"{STUB_NAME}.{name}" for door, name in names.items()}
 
 
 def _has_target(converter: WeightConverter, names: str) -> bool:
