@@ -1,8 +1,9 @@
 """Visiting columns in another order than they are stored in.
 
-A code whose side information is fixed before rounding starts does not care in which order its columns are rounded.
-`visit` permutes the problem, lends the rounder the same code under the permuted numbering, and puts the answer back
-in place: OPTQ's "static groups" with act-order, at no cost in storage and without a flag in any rounder.
+A code whose side information is fixed before rounding starts does not care in which order its columns are rounded, and
+one that estimates it group by group only wants each group's columns together. `visit` permutes the problem, lends the
+rounder the same code under the permuted numbering, and puts the answer back in place: OPTQ's "static groups" with
+act-order, at no cost in storage and without a flag in any rounder.
 """
 
 from dataclasses import dataclass, replace
@@ -25,7 +26,10 @@ class _Visited:
 
     code: Code
     order: Permutation
-    refit_every = 0
+
+    @property
+    def refit_every(self) -> int:
+        return self.code.refit_every
 
     @property
     def tile(self) -> tuple[int, int]:
@@ -41,7 +45,7 @@ class _Visited:
         return self.code.fit(FittedTransform(right=self.order.inverse()).forward(problem))
 
     def refit(self, side: Side, target: Tensor, columns: Tensor) -> Side:
-        return side
+        return self.code.refit(side, target, self.order.index[columns])
 
     def encode(self, target: Tensor, side: Side, columns: Tensor) -> tuple[Tensor, Tensor]:
         return self.code.encode(target, side, self.order.index[columns])
@@ -66,10 +70,18 @@ def visit(rounder: Rounder, problem: LayerProblem, code: Code, order: Permutatio
         "Use ActOrder, which stores the permuted layout.",
     )
     require(
-        code.refit_every == 0,
-        f"{type(code).__name__} re-estimates its scales while columns are rounded in order, which a visiting order "
-        'breaks. Use scales="static", or ActOrder.',
+        _keeps_groups(order, code.refit_every),
+        f"{type(code).__name__} re-estimates the scales of {code.refit_every} columns when they are reached, and the "
+        'order does not reach them together. Use GroupOrder, scales="static", or ActOrder.',
     )
     rounded = rounder.round(FittedTransform(right=order).forward(problem), _Visited(code, order))
     back = torch.argsort(order.index)
     return replace(rounded, codes=rounded.codes[:, back], w_hat=rounded.w_hat[:, back].contiguous())
+
+
+def _keeps_groups(order: Permutation, width: int) -> bool:
+    """Whether every `width` columns visited in a row are one group; True where nothing is estimated on the way."""
+    if width == 0:
+        return True
+    groups = (order.index // width).view(-1, width)
+    return bool((groups == groups[:, :1]).all())

@@ -67,7 +67,7 @@ class Statistic(Protocol):
         ...
 
     def merge(self, a: Any, b: Any) -> Any:
-        """The state of having seen the tokens of both."""
+        """The state of having seen the tokens of both; `a` is used up."""
         ...
 
     def problem(self, state: Any, weight: Tensor) -> tuple[LayerProblem, tuple[Outcome, ...]]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lowbit.core.errors import require
+from lowbit.core.symmetric import quadratic_form
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,11 @@ class LayerProblem:
 
     def loss(self, w_hat: Tensor) -> float:
         """The proxy loss of approximating the weight by `w_hat` [N, K]; computed in float64."""
-        error = (w_hat - self.weight).double()
-        weighted = error @ self.hessian.double()
-        if self.row_hessian is not None:
-            weighted = self.row_hessian.double() @ weighted
-        return float(torch.dot(weighted.flatten(), error.flatten()))
+        error = w_hat - self.weight
+        if self.row_hessian is None:
+            return quadratic_form(error, self.hessian)
+        weighted = self.row_hessian.double() @ (error.double() @ self.hessian.double())
+        return float(torch.dot(weighted.flatten(), error.double().flatten()))
 
     def relative_loss(self, w_hat: Tensor) -> float:
         """Loss over the loss of an all-zero layer: 0 is exact, 1 is as bad as no layer. NaN-free: 0/0 is 0."""

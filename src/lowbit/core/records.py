@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lowbit.core.maps import Identity, LinearMap, Permutation
 from lowbit.core.problem import LayerProblem
+from lowbit.core.symmetric import symmetrize
 
 Side = Mapping[str, Tensor]
 """Side information of a code by field name: scales, zero points, tables. Names without a field are working values."""
@@ -67,12 +68,14 @@ class FittedTransform:
         """The same problem in the new coordinates."""
         back = self.right.inverse().transpose()
         weight = self.left.apply(back.apply(problem.weight).T).T.contiguous()
-        hessian = self.right.apply(self.right.apply(problem.hessian).T)
+        hessian = problem.hessian
+        if not isinstance(self.right, Identity):  # whose Hessian stays the very same, so that layers can share it
+            hessian = symmetrize(self.right.apply(self.right.apply(hessian).T))
         row_hessian = problem.row_hessian
         if row_hessian is not None:
             out = self.left.inverse().transpose()
             row_hessian = out.apply(out.apply(row_hessian).T)
-        return LayerProblem(weight, (hessian + hessian.T) / 2, row_hessian)
+        return LayerProblem(weight, hessian, row_hessian)
 
     def undo(self, weight: Tensor) -> Tensor:
         """[N, K] in the new coordinates back to the layer's own: W = L^-1 W' R."""

@@ -201,7 +201,7 @@ def _problem(
     shared: tuple[Outcome, ...] = ()
     siblings = [found for (other, kind), found in states.items() if kind == statistic and _are_siblings(other, own)]
     if statistic.reads and tokens < inputs and ".experts." in name and siblings:
-        state = functools.reduce(statistic.merge, siblings)
+        state = functools.reduce(statistic.merge, siblings, statistic.init(inputs))
         shared = (_few_tokens(tokens, inputs),)
     problem, outcomes = statistic.problem(state, weight)
     return problem, (*shared, *outcomes), tokens

@@ -9,10 +9,12 @@
 An order comes in two forms that differ in where side information is fitted. Fitted after permuting (`ActOrder`), groups
 hold columns of similar weight and the permutation must be stored. Fitted before (`StaticOrder`, the `--static-groups`
 of OPTQ's repository), the columns keep their places and nothing is stored; without groups both give the same codes.
+`GroupOrder` visits whole groups, those with the largest H_jj first, and orders columns within each: nothing is stored
+either, and scales can still be estimated when a group is reached.
 
 Cost: a sort; for the pivots K^3 / 3 multiply-adds, column by column.
 Papers: OPTQ (arXiv 2210.17323, repository option `--act-order`); the pivoting is that of sorted QR decomposition in
-lattice detection (Wubben et al., 2001).
+lattice detection (Wubben et al., 2001); whole groups (Dual Precision Quantization, arXiv 2505.14638).
 """
 
 from collections.abc import Callable, Mapping
@@ -114,6 +116,36 @@ class StaticOrder:
 
     def fit(self, problem: LayerProblem, rng: torch.Generator) -> FittedTransform:
         return FittedTransform(order=_ORDERS[self.by](problem))
+
+    def check(self, shape: tuple[int, int]) -> None:
+        pass
+
+    def fields(self, shape: tuple[int, int]) -> dict[str, Field]:
+        return {}
+
+    def tensors(self, fitted: FittedTransform) -> dict[str, Tensor]:
+        return {}
+
+    def restore(self, tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> FittedTransform:
+        return FittedTransform()
+
+
+@dataclass(frozen=True)
+class GroupOrder:
+    """Visit groups of `group_size` columns by their largest diag(H), and their columns by it. Stores nothing."""
+
+    group_size: int = 128
+
+    def __post_init__(self) -> None:
+        require(self.group_size >= 1, f"GroupOrder(group_size={self.group_size}): must be at least 1. Use the code's.")
+
+    def fit(self, problem: LayerProblem, rng: torch.Generator) -> FittedTransform:
+        importance, columns = problem.hessian.diagonal(), torch.arange(problem.shape[1])
+        groups = columns // self.group_size
+        largest = importance.new_full((int(groups[-1]) + 1,), -torch.inf).scatter_reduce(0, groups, importance, "amax")
+        within = torch.argsort(importance, descending=True, stable=True)
+        place = torch.argsort(torch.argsort(largest, descending=True, stable=True))
+        return FittedTransform(order=Permutation(within[torch.argsort(place[groups[within]], stable=True)]))
 
     def check(self, shape: tuple[int, int]) -> None:
         pass
