@@ -1,5 +1,7 @@
 """GGUF: the package's own reader, and transformers through it, find exactly the weights that lowbit has."""
 
+from dataclasses import replace
+
 import gguf
 import pytest
 import torch
@@ -8,10 +10,10 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import lowbit
 from exchange.folders import CONFIG, TOKENS, checkpoint, solved
+from lowbit.codes import Lookup, ScaledLevels, SuperBlocks
 from lowbit.core.errors import BadRequest
-from lowbit.exchange.gguf_blocks import BLOCK_TYPES, block_type, objection
-from lowbit.exchange.integers import integers_of
-from lowbit.recipes import optq, rtn
+from lowbit.exchange.gguf_blocks import BLOCK_TYPES, stored
+from lowbit.recipes import kquant, optq, rtn
 
 WIDE = (4, 512)
 KINDS = {
@@ -23,6 +25,17 @@ KINDS = {
     "Q5_K": (rtn(bits=5, group_size="tensor"), WIDE),
     "Q6_K": (rtn(bits=6, symmetric=True), WIDE),
     "Q8_0": (rtn(bits=8, group_size=32, symmetric=True), WIDE),
+    "Q2_K as it is": (kquant(bits=2), WIDE),
+    "Q3_K as it is": (kquant(bits=3), WIDE),
+    "Q4_K as it is": (kquant(bits=4), WIDE),
+    "Q5_K as it is": (kquant(bits=5), WIDE),
+    "Q6_K as it is": (kquant(bits=6), WIDE),
+    "Q4_1 as it is": (replace(rtn(), code=Lookup(SuperBlocks(4, 1, 1), 32)), WIDE),
+    "Q5_1 as it is": (replace(rtn(), code=Lookup(SuperBlocks(5, 1, 1), 32)), WIDE),
+    "Q4_0 in place of a K-quant": (kquant(bits=2), (4, 96)),
+    "Q5_0 in place of a K-quant": (kquant(bits=4), (4, 96)),
+    "Q8_0 in place of a K-quant": (kquant(bits=6), (4, 96)),
+    "Q8_0 of rows with signed steps": (replace(rtn(), code=Lookup(ScaledLevels("int7"))), WIDE),
     "Q4_0 of three bits with zero points": (rtn(bits=3, group_size=32), (4, 96)),
     "Q5_0 of a row that no large block divides": (rtn(bits=4), (4, 96)),
     "Q8_0 of six bits with zero points": (rtn(bits=6, group_size=32), (4, 96)),
@@ -32,14 +45,17 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_package_reads_the_same_weights(kind):
     recipe, shape = KINDS[kind]
-    layer = solved(torch.randn(shape, generator=torch.Generator().manual_seed(1)) + 0.3, recipe)
-    integers = integers_of(layer)
-    assert objection(integers) is None
-    chosen = block_type(integers)
-    assert chosen.name == kind.partition(" ")[0]
-    data = chosen.blocks(integers).numpy()
-    found = gguf.dequantize(data, gguf.GGMLQuantizationType[chosen.name])
+    layer = solved(torch.randn(shape, generator=torch.Generator().manual_seed(1)) + 0.6, recipe)
+    block, fields = stored(layer)
+    assert block.name == kind.partition(" ")[0]
+    data = block.blocks(fields).numpy()
+    found = gguf.dequantize(data, gguf.GGMLQuantizationType[block.name])
     assert torch.equal(torch.from_numpy(found), layer.dequantize())
+    back = block.layer(torch.from_numpy(data), "back")
+    assert torch.equal(back.dequantize(), layer.dequantize())
+    again, same = stored(back)
+    assert again.bits <= block.bits
+    assert torch.equal(again.layer(again.blocks(same), "again").dequantize(), layer.dequantize())
 
 
 def test_every_type_is_tested_and_takes_what_the_package_says():

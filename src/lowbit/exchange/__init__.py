@@ -11,8 +11,8 @@ from lowbit.exchange.gguf import export_gguf
 from lowbit.exchange.importing import import_folder as import_folder
 
 
-def export(folder: Path, out: Path, format: str) -> dict[str, Any]:
+def export(folder: Path, out: Path, format: str, bits: int | None = None) -> dict[str, Any]:
     """`export_folder` or `export_gguf`, by the name of the format; raises BadRequest where there is none."""
     if format not in EXPORTS:
         raise BadRequest(f"No format named {format!r}. lowbit writes {', '.join(EXPORTS)}.")
-    return export_gguf(folder, out) if format == "gguf" else export_folder(folder, out, FORMATS[format])
+    return export_gguf(folder, out, bits) if format == "gguf" else export_folder(folder, out, FORMATS[format], bits)

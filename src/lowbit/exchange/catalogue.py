@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from lowbit.core.errors import BadRequest
+from lowbit.core.layer import QuantizedLayer
 from lowbit.exchange import gguf_blocks
 from lowbit.exchange.awq import Awq
 from lowbit.exchange.compressed_tensors import CompressedTensors
 from lowbit.exchange.format import Format
 from lowbit.exchange.gptq import Gptq, version_of
-from lowbit.exchange.integers import Integers
+from lowbit.exchange.integers import integers_of
 
 FORMATS: dict[str, Format] = {format.name: format for format in (Gptq(1), Gptq(2), CompressedTensors(), Awq())}
 
@@ -18,10 +19,20 @@ EXPORTS = (*FORMATS, "gguf")
 """What lowbit writes."""
 
 
-def formats_for(layer: Integers) -> list[str]:
+def objection(format: str, layer: QuantizedLayer) -> str | None:
+    """Why one of EXPORTS cannot hold a layer exactly; None where it can."""
+    try:
+        if format == "gguf":
+            gguf_blocks.stored(layer)
+            return None
+        return FORMATS[format].objection(integers_of(layer))
+    except BadRequest as error:
+        return str(error)
+
+
+def formats_for(layer: QuantizedLayer) -> list[str]:
     """The names of those that hold a layer exactly."""
-    fitting = [format.name for format in FORMATS.values() if format.objection(layer) is None]
-    return fitting + (["gguf"] if gguf_blocks.objection(layer) is None else [])
+    return [format for format in EXPORTS if objection(format, layer) is None]
 
 
 def format_of(config: Mapping[str, Any]) -> Format:

@@ -1,18 +1,20 @@
-"""From a lowbit folder to another tool's: every code goes over as it is, or nothing does.
+"""From a lowbit folder to another tool's: every code goes over as it is, or nothing does unless asked for.
 
 Layers are read, checked and rewritten one at a time; what is not quantized is copied byte for byte.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lowbit.core.errors import BadRequest, require
+from lowbit.core.layer import QuantizedLayer
 from lowbit.core.recipe import Recipe
-from lowbit.exchange.catalogue import formats_for
+from lowbit.exchange.catalogue import formats_for, objection
 from lowbit.exchange.format import Format
-from lowbit.exchange.integers import Grid, Integers, integers_of
+from lowbit.exchange.integers import Grid, integers_of
+from lowbit.exchange.requantize import Requantize
 from lowbit.formats.checkpoint import restored_layer, stored_fields
 from lowbit.formats.files import write_json_atomically
 from lowbit.formats.folder import ShardWriter, copy_companions, staged
@@ -24,21 +26,27 @@ _TRANSPOSED = ("gpt2", "openai-gpt")
 """Architectures whose layers are no `torch.nn.Linear`, which other tools store in ways of their own."""
 
 
-def export_folder(folder: Path, out: Path, format: Format) -> dict[str, Any]:
+def export_folder(folder: Path, out: Path, format: Format, bits: int | None = None) -> dict[str, Any]:
     """Write the lowbit checkpoint `folder` to `out` in `format`, with the same codes.
 
-    Returns format, layers (how many), bytes of all tensors, bits_per_weight of the quantized ones. Raises BadRequest,
-    leaving nothing behind, where `folder` is not legal, `out` is not empty, or the format cannot hold a layer.
+    bits: layers that do not fit are rounded to so many instead of being refused (`exchange.requantize`).
+
+    Returns format, layers (how many), requantized (how many of them), bytes of all tensors, bits_per_weight of the
+    quantized ones. Raises BadRequest, leaving nothing behind, where `folder` is not legal, `out` is not empty, or the
+    format cannot hold a layer.
     """
     config, layers, shards = open_checkpoint(folder)
+    again = None if bits is None else Requantize.into(format.name, bits, [shape for _, shape in layers.values()])
     grids: dict[str, Grid] = {}
-    stored_bytes = weights = 0
+    stored_bytes = weights = requantized = 0
     with staged(out) as staging:
         writer = ShardWriter(staging)
         taken = set()
         for name, (recipe, shape) in layers.items():
             taken |= {f"{name}.{field}" for field in stored_fields(recipe, shape)}
-            integers = integers_in(shards, name, (recipe, shape), format.name, format.holds, format.objection)
+            layer, exact = layer_for(format.name, format.holds, shards, name, (recipe, shape), again)
+            requantized += not exact
+            integers = integers_of(layer)
             tensors = format.tensors(integers)
             writer.add({f"{name}.{field}": tensor for field, tensor in tensors.items()})
             grids[name] = integers.grid
@@ -56,6 +64,7 @@ def export_folder(folder: Path, out: Path, format: Format) -> dict[str, Any]:
     return {
         "format": format.name,
         "layers": len(layers),
+        "requantized": requantized,
         "bytes": writer.nbytes,
         "bits_per_weight": 8 * stored_bytes / weights,
     }
@@ -83,32 +92,27 @@ def open_checkpoint(folder: Path) -> tuple[dict[str, Any], Layers, Shards]:
     )
 
 
-def integers_in(
-    shards: Shards,
-    name: str,
-    stored: tuple[Recipe, tuple[int, int]],
-    format: str,
-    holds: str,
-    objection: Callable[[Integers], str | None],
-) -> Integers:
-    """A layer of a lowbit checkpoint for a format to which `objection` is the format's; raises BadRequest with it."""
+def layer_for(
+    format: str, holds: str, shards: Shards, name: str, stored: tuple[Recipe, tuple[int, int]], again: Requantize | None
+) -> tuple[QuantizedLayer, bool]:
+    """A layer of a lowbit checkpoint that `format`, which holds what `holds` says, can store; and whether it is exact.
+
+    Raises BadRequest where it cannot, unless layers may be rounded `again`.
+    """
     recipe, shape = stored
     tensors = {field: shards.load(f"{name}.{field}") for field in stored_fields(recipe, shape)}
-    try:
-        integers = integers_of(restored_layer(recipe, shape, tensors))
-    except BadRequest as error:
-        raise BadRequest(
-            f"{format} cannot hold layer {name!r}: {error}. It holds {holds}; no other format of another "
-            "tool holds it either. The lowbit folder itself loads in transformers after `import lowbit`."
-        ) from error
-    found = objection(integers)
-    if found is not None:
-        others = formats_for(integers)
-        raise BadRequest(
-            f"{format} cannot hold layer {name!r}: {found}. It holds {holds}. "
-            f"{'This layer fits ' + ', '.join(others) if others else 'No format of another tool fits it'}."
-        )
-    return integers
+    layer = restored_layer(recipe, shape, tensors)
+    found = objection(format, layer)
+    if found is None:
+        return layer, True
+    if again is not None:
+        return again.layer(layer), False
+    others = formats_for(layer)
+    raise BadRequest(
+        f"{format} cannot hold layer {name!r}: {found}. It holds {holds}. "
+        + (f"This layer fits {', '.join(others)}; " if others else "No other tool's format fits it; ")
+        + "`--requantize BITS` rounds what does not fit a second time and says what that costs."
+    )
 
 
 def _matrices(shards: Shards, names: list[str]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lowbit.codes import IntegerGrid
+from lowbit.codes import IntegerGrid, Lookup, ScaledLevels
 from lowbit.core.errors import BadRequest, require
 from lowbit.core.layer import QuantizedLayer, restore_layer
 from lowbit.recipes import rtn
@@ -66,30 +66,65 @@ class Integers:
         return self.codes.short() - self.zero[:, self.group_of].short()
 
 
-def integers_of(layer: QuantizedLayer) -> Integers:
-    """The integers of a layer [N, K]; raises BadRequest saying why where it is not made of such."""
-    n, k = layer.shape
-    code, fitted = layer.recipe.code_at(layer.shape), layer.transform
+def places(layer: QuantizedLayer) -> tuple[Tensor, Tensor]:
+    """Which stored row each output is, int64 [N], and which input each stored column is, int64 [K].
+
+    Raises BadRequest saying why where a layer is more than its codes, or they are of other coordinates.
+    """
+    (n, k), fitted = layer.shape, layer.transform
     require(
         layer.correction is None,
         f"it keeps something beside its codes ({type(layer.recipe.side_car).__name__}), for which there is no place",
     )
-    if not isinstance(code, IntegerGrid):
-        raise BadRequest(f"its codes are those of {type(code).__name__}, which are not integers times a scale")
     require(
         fitted.left.is_permutation and fitted.right.is_permutation,
         f"its weights are stored in other coordinates ({type(layer.recipe.transform).__name__})",
     )
+    return fitted.left.inverse().apply(torch.arange(n)), fitted.right.apply(torch.arange(k))
+
+
+def integers_of(layer: QuantizedLayer) -> Integers:
+    """The integers of a layer [N, K]; raises BadRequest saying why where it is not made of such."""
+    code = layer.recipe.code_at(layer.shape)
+    if isinstance(code, IntegerGrid):
+        bits, codes, scale, zero = _of_grid(code, layer)
+    elif isinstance(code, Lookup) and isinstance(code.tables, ScaledLevels) and _is_whole(code.tables):
+        bits, codes, scale, zero = _of_signed(code.tables, layer)
+    else:
+        raise BadRequest(f"its codes are those of {type(code).__name__}, which are not integers times a scale")
+    rows, order = places(layer)
+    groups = layer.shape[1] // code.group_size if isinstance(code.group_size, int) else 1
+    scale, zero = (part.expand(layer.shape[0], groups)[rows] for part in (scale, zero))
+    back = order.argsort()
+    group_of = (torch.arange(layer.shape[1]) // (layer.shape[1] // groups))[back]
+    return Integers(bits, codes[rows][:, back], scale, zero, group_of)
+
+
+def _of_grid(code: IntegerGrid, layer: QuantizedLayer) -> tuple[int, Tensor, Tensor, Tensor]:
+    """Bits, codes [N, K], scales and zero points [N or 1, G] of an integer grid."""
     require(not (code.symmetric and code.bits == 1), "its zero point is one half, and no tool stores such")
-    order, rows = fitted.right.apply(torch.arange(k)), fitted.left.inverse().apply(torch.arange(n))
-    groups = k // code.group_size if isinstance(code.group_size, int) else 1
-    scale = layer.side["scale"].to(code.levels.scale_dtype).expand(n, groups)
+    scale = layer.side["scale"].to(code.levels.scale_dtype)
     zero = torch.full(scale.shape, 1 << (code.bits - 1), dtype=torch.uint8)
     if not code.symmetric:
-        zero = layer.side["zero"].view(layer.side["scale"].shape).to(torch.uint8).expand(n, groups)
-    back = order.argsort()
-    group_of = (torch.arange(k) // (k // groups))[back]
-    return Integers(code.bits, layer.codes[rows][:, back], scale[rows], zero[rows], group_of)
+        zero = layer.side["zero"].view(scale.shape).to(torch.uint8)
+    return code.bits, layer.codes, scale, zero
+
+
+def _is_whole(tables: ScaledLevels) -> bool:
+    """Whether the levels are all whole numbers of so many bits, under scales that are plain numbers."""
+    plain = tables.scales.kind in SCALE_TYPES.values() and tables.scales.outer == "none"
+    return plain and tables.levels in [f"int{bits}" for bits in range(2, 9)]
+
+
+def _of_signed(tables: ScaledLevels, layer: QuantizedLayer) -> tuple[int, Tensor, Tensor, Tensor]:
+    """The same of signed steps: where one is negative, codes count from the other end."""
+    dtype = next(dtype for dtype, name in SCALE_TYPES.items() if name == tables.scales.kind)
+    step = layer.side["signed_step"].to(dtype)
+    top, turned = 2**tables.bits - 1, step < 0
+    of_weights = turned.repeat_interleave(layer.shape[1] // step.shape[1], 1)
+    codes = torch.where(of_weights, top - layer.codes.byte(), layer.codes.byte())
+    zero = torch.full(step.shape, 1 << (tables.bits - 1), dtype=torch.uint8)
+    return tables.bits, codes, step.abs(), torch.where(turned, top - zero, zero)
 
 
 def layer_of(integers: Integers, origin: str) -> QuantizedLayer:
