@@ -23,6 +23,11 @@ CODES = {
     "e8p, 3 bits": (E8P(3), (19, 40)),
     "e8p, 4 bits, padded": (Padded(E8P(4)), (19, 37)),
     "trellis, padded": (Padded(TailBiting(BitshiftTrellis(12, 2, tile=(16, 16)))), (40, 35)),
+    "trellis of fragments without a scale": (
+        TailBiting(BitshiftTrellis(12, 3, 1, (16, 16), "exl3-mul1", "unit", order="fragment")),
+        (48, 32),
+    ),
+    "trellis without a scale": (TailBiting(BitshiftTrellis(12, 2, 1, (16, 16), scales="unit")), (32, 48)),
     "trellis whose steps lie in two columns": (BitshiftTrellis(8, 2, 2, (3, 4), "gaussian"), (9, 12)),
     "levels of groups, twice scaled": (Lookup(ScaledLevels("nf4", Scales("uint8", "row")), 12), (9, 36)),
     "levels of rows, 3 bits": (Lookup(ClusteredLevels(3)), (11, 29)),

@@ -11,7 +11,7 @@ from lowbit.core.problem import LayerProblem
 from lowbit.core.random import stream
 from lowbit.transforms import ActOrder, Chain, ChannelScales, RandomizedHadamard, RandomKronecker, Rescale
 
-SCALES = [Rescale(), ChannelScales(), ChannelScales("left"), ChannelScales("right")]
+SCALES = [Rescale(), ChannelScales(), ChannelScales("left"), ChannelScales("right"), ChannelScales("left", size=0.9)]
 ROTATIONS = [
     RandomizedHadamard(),
     RandomizedHadamard(sides="right"),
@@ -126,6 +126,13 @@ def test_scaled_rows_and_columns_have_equal_size() -> None:
     torch.testing.assert_close(both.square().mean(0), both.square().mean().expand(64), rtol=3e-3, atol=0)
 
 
+@pytest.mark.parametrize("sides", ["left", "right", "both"])
+def test_weights_are_brought_to_a_size(sides) -> None:
+    old = problem(48, 64)
+    new = ChannelScales(sides, size=0.7).fit(old, stream(0, "a")).forward(old).weight
+    assert abs(float(new.square().mean().sqrt()) - 0.7) < 1e-3
+
+
 def test_rescale_minimises_trace_times_norm() -> None:
     old = problem(48, 64)
     new = Rescale().fit(old, stream(0, "a")).forward(old)
@@ -172,6 +179,8 @@ def test_one_side_leaves_the_other_alone() -> None:
         (lambda: RandomizedHadamard(width=4), "width=4"),
         (lambda: RandomizedHadamard(sides="top"), "sides='top'"),  # type: ignore[arg-type]
         (lambda: ChannelScales("both sides"), "sides='both sides'"),  # type: ignore[arg-type]
+        (lambda: ChannelScales(size=0.0), "size=0.0"),
+        (lambda: ChannelScales("left", size=1e-7).fit(problem(16, 16), stream(0, "a")), "too large for scales"),
         (lambda: RandomizedHadamard(width=128).check((64, 2 * 257)), r"largest divisor of the 514 .* is 2"),
         (lambda: RandomizedHadamard().check((50257, 64)), "cannot mix 50257 .* width=128"),
         (lambda: RandomKronecker().check((64, 2 * 4099)), "nearest factors are 2 and 4099"),

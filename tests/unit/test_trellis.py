@@ -1,5 +1,7 @@
 """The trellis codes: value tables are the published ones, storage is k bits a weight, decoding reads windows."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,10 +11,12 @@ from lowbit.codes.trellis import BitshiftTrellis, TailBiting
 from lowbit.codes.trellis_values import value_table
 from lowbit.core.errors import BadRequest
 from lowbit.core.fields import bits_per_weight
+from lowbit.core.layer import quantize_layer
 from lowbit.core.parts import Code
 from lowbit.core.problem import LayerProblem
 from lowbit.core.random import stream
 from lowbit.packing import pack, unpack
+from lowbit.recipes import exl3
 
 SMALL = BitshiftTrellis(L=10, k=2, tile=(32, 1), values="gaussian")
 CODES = {
@@ -24,6 +28,8 @@ CODES = {
     "one scale": TailBiting(BitshiftTrellis(L=10, k=2, tile=(8, 4), scales="tensor", scale_dtype="float32")),
     "1.5 bits": TailBiting(BitshiftTrellis(L=10, k=1.5, V=2, tile=(16, 2), values="gaussian")),
     "3 bits": BitshiftTrellis(L=9, k=3, tile=(8, 4), values="gaussian", loading=0.9),
+    "fragments": TailBiting(BitshiftTrellis(L=10, k=2, tile=(16, 16), scales="tensor", order="fragment")),
+    "no scale": BitshiftTrellis(L=12, k=3, tile=(16, 16), values="exl3-mcg", scales="unit", order="fragment"),
 }
 
 
@@ -46,17 +52,17 @@ def error(code: Code, problem: LayerProblem) -> float:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("code", CODES.values(), ids=CODES)
 def test_packed_codes_decode_to_what_was_encoded(code: Code, dtype: torch.dtype) -> None:
-    problem = gaussian(32, 16, dtype)
+    problem = gaussian(32, 32, dtype)
     codes, values, side = encoded(code, problem)
     field = code.fields(problem.shape)["codes"]
     packed = pack(codes, field)
     assert values.dtype == dtype
     assert packed.numel() == field.nbytes
-    decoded = code.decode(unpack(packed, field), side, torch.arange(16))
+    decoded = code.decode(unpack(packed, field), side, torch.arange(32))
     assert torch.equal(decoded.to(dtype), values)
-    columns = torch.arange(8, 16)
-    tail = code.decode(codes[:, 8 // code.tile[1] :], side, columns)
-    assert torch.equal(tail.to(dtype), values[:, 8:])
+    columns = torch.arange(16, 32)
+    tail = code.decode(codes[:, 16 // code.tile[1] :], side, columns)
+    assert torch.equal(tail.to(dtype), values[:, 16:])
 
 
 @pytest.mark.parametrize(("scales", "extra"), [("row", 16 / 512), ("tensor", 16 / (256 * 512))])
@@ -204,6 +210,9 @@ def test_strata_beat_independent_numbers() -> None:
         ({"L": 6, "k": 4, "values": "strata"}, "L >= 2 k V"),
         ({"scales": "column"}, "tensor"),
         ({"scale_dtype": "int8"}, "float32"),
+        ({"order": "rows"}, "fragment"),
+        ({"order": "fragment", "scales": "tensor"}, "tile of \\(16, 16\\)"),
+        ({"order": "fragment", "tile": (16, 16)}, "no scales of their own"),
         ({"loading": 0.0}, "above 0"),
     ],
     ids=str,
@@ -249,3 +258,40 @@ def test_layers_that_do_not_fit_are_refused_with_what_would(part: BitshiftTrelli
 def test_a_seam_needs_a_window() -> None:
     with pytest.raises(BadRequest, match="window"):
         TailBiting(SMALL, window=0)
+
+
+def test_a_fragment_lies_as_a_tensor_core_holds_it() -> None:
+    """Each lane of 32: inputs 2 (lane mod 4) + 0, 1, 8, 9 of output lane div 4, then of the output 8 further."""
+    places = [(2 * (lane % 4) + near, lane // 4 + far) for lane in range(32) for far in (0, 8) for near in (0, 1, 8, 9)]
+    code = BitshiftTrellis(L=16, k=2, tile=(16, 16), values="exl3-mul1", scales="unit", order="fragment")
+    codes = torch.randint(0, 4, (1, 1, 256), generator=stream(0, "codes"), dtype=torch.uint8)
+    decoded, state = code.decode(codes, {}, torch.arange(16)), 0
+    for (at_input, at_output), bits in zip(places, codes.flatten().tolist(), strict=True):
+        state = (state << 2 | bits) & 0xFFFF
+        word = state * 0x83DCD12D & 0xFFFFFFFF
+        value = (sum(word.to_bytes(4, "little")) * 1774 - 905216) / 2**18
+        assert float(decoded[at_output, at_input]) == value
+
+
+def test_values_of_exl3_are_sums_of_two_halves() -> None:
+    states = torch.tensor([0, 1, 77, 65535])
+    for name, multiplier, increment in (("mcg", 0xCBAC1FED, 0), ("3inst", 89226354, 64248484)):
+        words = [((s * multiplier + increment) & 0x8FFF8FFF) ^ 0x3B603B60 for s in states.tolist()]
+        halves = torch.tensor([[word & 0xFFFF, word >> 16 & 0xFFFF] for word in words], dtype=torch.uint16)
+        expected = halves.view(torch.float16).float().sum(1)
+        assert torch.equal(value_table(f"exl3-{name}", 16, 1, 2)[states, 0], expected)
+
+
+def test_a_fragment_is_encoded_at_once() -> None:
+    code = BitshiftTrellis(L=10, k=2, tile=(16, 16), scales="tensor", order="fragment")
+    with pytest.raises(BadRequest, match="fragment is encoded at once"):
+        TailBiting(code, joint=1)
+    assert TailBiting(code).with_tile((12, 21), "tensor").trellis.order == "columns"
+
+
+def test_every_bit_of_exl3_counts() -> None:
+    """Weights have a size for each number of bits; with one for all, 8 bits would lose as much as 4."""
+    x = torch.randn(512, 128, generator=stream(0, "x"), dtype=torch.float64)
+    problem = LayerProblem(gaussian(128, 128).weight, x.T @ x / 512)
+    losses = [quantize_layer(problem, exl3(bits, L=10), stream(0, "r")).stats["loss"] for bits in (2, 4, 6, 8)]
+    assert all(after < before / 8 for before, after in pairwise(losses))

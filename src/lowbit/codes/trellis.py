@@ -10,7 +10,9 @@ algorithm finds. At 2 bits and L = 16 the error of Gaussian weights is 0.068 of 
 has 0.118 and the limit is 0.0625 (docs/LOG.md). Any state can be read without its neighbours.
 
 Order: down the outputs of a tile's first column, then of its next one, so a tile can be encoded column by column.
-A tile of one column (256 x 1) leaves all of LDLQ's feedback between columns to the rounder.
+A tile of one column (256 x 1) leaves all of LDLQ's feedback between columns to the rounder. EXL3's order is another,
+that in which a tensor core holds a matrix of 16 x 16 (m16n8k16): each of 32 lanes has 2 x 2 inputs of 2 outputs. Where
+nothing is fed back inside a tile, one order is as good as another (docs/LOG.md).
 
 Codes: uint8 [row tiles, column tiles, T / V] of b bits each, T = rows x columns, in the order of the steps. Bits per
 weight: k + 16 / K with a float16 scale a row, k + 16 / (N K) with one for the layer; rows are filled up to whole
@@ -38,8 +40,12 @@ from lowbit.core.records import Side
 from lowbit.kernels import viterbi
 from lowbit.kernels.viterbi import Trellis
 
+TileOrder = Literal["columns", "fragment"]
+Scaling = Literal["row", "tensor", "unit"]
+
 _DTYPES = {"float16": torch.float16, "float32": torch.float32}
 _MOST_STATE_BITS = 20
+_FRAGMENT = (16, 16)
 
 
 @dataclass(frozen=True)
@@ -49,8 +55,10 @@ class BitshiftTrellis:
     L: bits of a state, at most 20; 12, 14, 16 and 18 trade time for accuracy, fourfold for each step.
     k: bits per weight; k V must be whole, 1 to 8 and at most L: V = 2 gives halves of a bit.
     V: weights that a step emits. tile: (rows, columns). values: a name in `trellis_values.VALUES`.
-    scales: "row" or "tensor". scale_dtype: "float16" or "float32", as stored.
+    scales: "row", "tensor", or "unit" for none: what comes before has brought the weights to the size of the values.
+    scale_dtype: "float16" or "float32", as stored.
     loading: rms of the scaled weights over that of the values; QTIP takes 0.9 to leave room for feedback.
+    order: of a tile's weights along the path: "columns", or EXL3's "fragment" in tiles of 16 x 16 without row scales.
     """
 
     L: int = 16
@@ -58,9 +66,10 @@ class BitshiftTrellis:
     V: int = 1
     tile: tuple[int, int] = (256, 1)
     values: str = "mul1"
-    scales: Literal["row", "tensor"] = "row"
+    scales: Scaling = "row"
     scale_dtype: Literal["float16", "float32"] = "float16"
     loading: float = 1.0
+    order: TileOrder = "columns"
 
     refit_every = 0
 
@@ -86,14 +95,34 @@ class BitshiftTrellis:
             f"{name}(tile={self.tile}, k={self.k}) holds {weights * self.k:g} bits, fewer than the L={self.L} of a "
             "state. Use a larger tile or a smaller L.",
         )
-        require(self.scales in ("row", "tensor"), f'{name}(scales={self.scales!r}): must be "row" or "tensor".')
+        require(
+            self.scales in ("row", "tensor", "unit"),
+            f'{name}(scales={self.scales!r}): must be "row", "tensor" or "unit".',
+        )
         require(self.scale_dtype in _DTYPES, f"{name}(scale_dtype={self.scale_dtype!r}): must be {list(_DTYPES)}.")
         require(self.loading > 0, f"{name}(loading={self.loading}): must be above 0. Use 1.0.")
+        require(
+            self.order in ("columns", "fragment"), f'{name}(order={self.order!r}): must be "columns" or "fragment".'
+        )
+        require(
+            self.order == "columns" or self._has_fragments,
+            f'{name}(order="fragment", tile={self.tile}, scales={self.scales!r}): a fragment is a tile of (16, 16) '
+            'whose rows have no scales of their own. Use order="columns".',
+        )
         value_table(self.values, self.L, self.V, self.step_bits)
 
     @property
     def trellis(self) -> Trellis:
         return _trellis(self.values, self.L, self.V, self.step_bits)
+
+    @property
+    def _has_fragments(self) -> bool:
+        return self.tile == _FRAGMENT and self.scales != "row"
+
+    def with_tile(self, tile: tuple[int, int], scales: Scaling) -> "BitshiftTrellis":
+        """The same code with other tiles, in the order of columns where they cannot be fragments."""
+        plain = replace(self, tile=tile, scales=scales, order="columns")
+        return replace(plain, order=self.order) if plain._has_fragments else plain
 
     @property
     def step_bits(self) -> int:
@@ -109,7 +138,7 @@ class BitshiftTrellis:
                 f"Tiles of {rows} x {columns} do not divide the {k} inputs of a [{n}, {k}] layer. "
                 f"The nearest that fit are {weights // fits[-1]} x {fits[-1]}."
             )
-        if self.scales == "tensor" and n % rows:
+        if self.scales != "row" and n % rows:
             fits = [r for r in range(1, rows) if n % r == 0 and weights % r == 0 and k % (weights // r) == 0]
             tile = f"tiles of {fits[-1]} x {weights // fits[-1]}, or " if fits else ""
             raise BadRequest(
@@ -120,9 +149,12 @@ class BitshiftTrellis:
     def fields(self, shape: tuple[int, int]) -> dict[str, Field]:
         (n, k), (rows, columns) = shape, self.tile
         codes = Bits((-(-n // rows), k // columns, rows * columns // self.V), self.step_bits)
-        return {"codes": codes, "scale": Array((self._scales(n), 1), _DTYPES[self.scale_dtype])}
+        scale = {"scale": Array((self._scales(n), 1), _DTYPES[self.scale_dtype])}
+        return {"codes": codes} | (scale if self.scales != "unit" else {})
 
     def fit(self, problem: LayerProblem) -> Side:
+        if self.scales == "unit":
+            return {}
         weight, dtype = problem.weight, _DTYPES[self.scale_dtype]
         mean_square = weight.reshape(self._scales(len(weight)), -1).double().square().mean(1, keepdim=True)
         rms = float(self.trellis.values.double().square().mean().sqrt())
@@ -187,10 +219,14 @@ class TailBiting:
             f"TailBiting(joint={self.joint}): must be 1 to the tile's {columns} columns, and V={V} must divide the "
             f"weights of so many columns of {rows}. Use None.",
         )
+        require(
+            self.trellis.order == "columns" or self.joint in (None, columns),
+            f'TailBiting(joint={self.joint}): a fragment is encoded at once. Use None, or order="columns".',
+        )
 
-    def with_tile(self, tile: tuple[int, int], scales: Literal["row", "tensor"]) -> "TailBiting":
+    def with_tile(self, tile: tuple[int, int], scales: Scaling) -> "TailBiting":
         """The same code with other tiles."""
-        return replace(self, trellis=replace(self.trellis, tile=tile, scales=scales))
+        return replace(self, trellis=self.trellis.with_tile(tile, scales))
 
     @property
     def joint_columns(self) -> int:
@@ -259,19 +295,45 @@ def _sequences(code: BitshiftTrellis, target: Tensor, side: Side, columns: int) 
     """What tiles of so many columns should come near to: [tiles, T / V, V], in units of the values."""
     (n, width), rows = target.shape, code.tile[0]
     scaled = target.new_zeros((-(-n // rows) * rows, width), dtype=torch.float32)
-    scaled[:n] = target / side["scale"].to(target.dtype)
+    scaled[:n] = target / side["scale"].to(target.dtype) if code.scales != "unit" else target
     tiles = scaled.view(-1, rows, width // columns, columns).permute(0, 2, 3, 1)
-    return tiles.reshape(tiles.shape[0] * tiles.shape[1], -1, code.V)
+    weights = tiles.reshape(tiles.shape[0] * tiles.shape[1], -1)
+    return (weights if code.order == "columns" else weights[:, fragment()]).view(len(weights), -1, code.V)
 
 
 def _values(code: BitshiftTrellis, states: Tensor, side: Side) -> Tensor:
     """Values [N, w], float32, of states [row tiles, column tiles, steps], each tile as wide as its steps go."""
     (down, across, steps), rows = states.shape, code.tile[0]
     columns = steps * code.V // rows
-    tiles = code.trellis.values[states.long()].view(down, across, columns, rows)
-    values = tiles.permute(0, 3, 1, 2).reshape(down * rows, across * columns)
+    weights = code.trellis.values[states.long()].view(down, across, -1)
+    if code.order == "fragment":
+        weights = weights[..., fragment().argsort()]
+    values = weights.view(down, across, columns, rows).permute(0, 3, 1, 2).reshape(down * rows, across * columns)
+    if code.scales == "unit":
+        return values
     scale = side["scale"].float()
     return scale * (values if len(scale) == 1 else values[: len(scale)])
+
+
+def arranged(code: BitshiftTrellis, values: Tensor) -> Tensor:
+    """Values [n, K] of whole tiles decoded as if in the order of columns, in the order they are in."""
+    if code.order == "columns":
+        return values
+    (n, k), (rows, columns) = values.shape, code.tile
+    weights = values.view(n // rows, rows, k // columns, columns).permute(0, 2, 3, 1).flatten(2)
+    tiles = weights[..., fragment().argsort().to(values.device)].view(n // rows, k // columns, columns, rows)
+    return tiles.permute(0, 3, 1, 2).reshape(n, k)
+
+
+@functools.cache
+def fragment() -> Tensor:
+    """[256] int64: where the weights of a path lie in a tile of 16 x 16, as 16 x input + output.
+
+    Lane l of a tensor core holds inputs 2 (l mod 4) + {0, 1, 8, 9} of outputs l div 4 + {0, 8}, in this order.
+    """
+    at = torch.arange(math.prod(_FRAGMENT))
+    lane, output, far, near = at // 8, at // 4 % 2, at // 2 % 2, at % 2
+    return 16 * (2 * (lane % 4) + 8 * far + near) + lane // 4 + 8 * output
 
 
 def _newest(code: BitshiftTrellis, states: Tensor) -> Tensor:

@@ -18,6 +18,9 @@ Scales = Literal["row", "tensor"]
 _WIDTHS = (1, 2, 4, 8, 16)
 # Measured: 1e-6, 1e-4, 1e-3, 3e-3, 1e-2 give KL 0.0375, 0.0306, 0.0287, 0.0288, 0.0298 on shakespeare-char at 2 bits.
 _TARGET_DAMPING = 1e-3
+# Measured for 1 to 8 bits (docs/LOG.md). Few bits want small errors everywhere, many want the largest weights in reach.
+_EXL3_LOADING = (0.95, 0.95, 0.9, 0.9, 0.8, 0.67, 0.63, 0.62)
+_DEVIATION = {"mul1": 1.0, "mcg": 1.2441, "3inst": 1.2437}
 
 
 def quip(
@@ -103,29 +106,41 @@ def qtip(
     return Recipe("qtip", SecondMoment(), RandomizedHadamard(), _fitting(trellis), Ldlq(damping), None, refresh)
 
 
-def exl3(bits: int = 2, L: int = 16, damping: float = 0.025, refresh: Refresh = "input") -> Recipe:
-    """EXL3-like: channel scales, Hadamard in blocks of 128, trellises over 16 x 16 weights, block LDLQ.
+def exl3(
+    bits: int = 2,
+    values: Literal["mul1", "mcg", "3inst"] = "mul1",
+    L: int = 16,
+    loading: float | None = None,
+    damping: float = 0.025,
+    refresh: Refresh = "input",
+) -> Recipe:
+    """EXL3: channel scales, Hadamard in blocks of 128, trellises over 16 x 16 weights, block LDLQ.
 
-    Source: the EXL3 format of ExLlamaV3 by turboderp, after QTIP (arXiv 2406.11235).
+    Source: the EXL3 format of ExLlamaV3 by turboderp, after QTIP (arXiv 2406.11235). `lowbit export --format exl3`
+    writes its file format, where L is 16 and 128 divides inputs and outputs.
 
-    Bits per weight: k + 17 / N + 17 / K + 16 / (N K), inputs filled up to a multiple of 16; where 16 does not divide
-    the outputs, k (16 ceil(N / 16)) / N at most and 33 / K.
+    Bits per weight: k + 17 / N + 17 / K, inputs filled up to a multiple of 16; where 16 does not divide the outputs,
+    k (16 ceil(N / 16)) / N at most and 33 / K.
 
-    Differs from its code: H is scaled along with W, so the feedback fits the loss; the layer's scale is the best one
-    for the loss after rounding, where EXL3 searches it for the squared error before; blocks are the largest divisor of
-    a dimension up to 128, where EXL3 fills up to 128; not its file format.
+    Differs from its code: H is scaled along with W, so the feedback fits the loss; weights have a size for each number
+    of bits, where EXL3 searches one for each layer; blocks are the largest divisor of a dimension up to 128, where EXL3
+    fills up to 128.
 
     Args:
         bits: 1 to 8, k.
+        values: the codebook: "mul1", EXL3's default since 1.4; "mcg", its default before, 4 % better at 1 bit and
+            1 to 2 % worse from 2 bits on; "3inst", QTIP's.
         L: bits of a state; 16 in EXL3, 12 to encode sixteen times faster.
+        loading: root mean square of the weights in units of the code's; None for what is best for the bits.
         damping: added to diag(H), as a fraction of its mean; >= 0.
         refresh: "input" recomputes inputs after each group of layers that share one, "block" once per decoder block.
     """
-    outputs = (ChannelScales("left"), RandomizedHadamard(128, "left"))
+    name = f"exl3-{values}"
+    code = _fitting(BitshiftTrellis(L, bits, 1, (16, 16), name, "unit", order="fragment"))
+    size = (_EXL3_LOADING[bits - 1] if loading is None else loading) * _DEVIATION[values]
+    outputs = (ChannelScales("left", size), RandomizedHadamard(128, "left"))
     inputs = (ChannelScales("right"), RandomizedHadamard(128, "right"))
-    code = _fitting(BitshiftTrellis(L, bits, 1, (16, 16), "mul1", "tensor"))
-    rounder = RefittedScales(Ldlq(damping))
-    return Recipe("exl3", SecondMoment(), Chain((*outputs, *inputs)), code, rounder, None, refresh)
+    return Recipe("exl3", SecondMoment(), Chain((*outputs, *inputs)), code, Ldlq(damping), None, refresh)
 
 
 def trellis(

@@ -61,7 +61,7 @@ def _(code: TailBiting, stored: StoredCodes) -> Packed | None:
 
 
 def _packed_trellis(code: BitshiftTrellis, stored: StoredCodes, closed: bool) -> Packed | None:
-    if not trellis.is_supported(code.V, code.tile[0]):
+    if code.order != "columns" or code.scales == "unit" or not trellis.is_supported(code.V, code.tile[0]):
         return None
     (height, width), (n, k) = code.tile, stored.shape
     codes, scale = stored.tensors["codes"], stored.tensors["scale"]

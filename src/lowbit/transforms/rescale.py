@@ -6,6 +6,7 @@
 QuIP's `Rescale` is the diagonal that makes tr(H) |W|^2, which its error bound grows with, smallest: it evens out what
 columns cost and what they weigh. exllamav3's `ChannelScales` make all rows and columns equally large, so one code with
 one scale fits them all; chained around a rotation (rows, rotate rows, columns, rotate columns) they give its scheme.
+With a `size` they bring the weights to that of a code's values, so that the code needs no scale.
 
 Papers: QuIP (arXiv 2307.13304), section 4.2; exllamav3's repository. Differs: scales are rounded to float16 before
 use, so what was optimised is what is loaded; exllamav3 scales W by columns but not H.
@@ -19,6 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lowbit.core.errors import require
 from lowbit.core.fields import Array, Field
 from lowbit.core.maps import Diagonal, Identity, LinearMap
 from lowbit.core.problem import LayerProblem
@@ -28,6 +30,7 @@ from lowbit.transforms.hadamard import check_sides
 # Channels this much smaller than the largest (or the mean) are noise or dead; a scale must not magnify them.
 _SMALLEST_ENERGY = 1e-8
 _SMALLEST_RMS = 1e-3
+_SMALLEST_HALF = 2.0**-24
 
 
 @dataclass(frozen=True)
@@ -55,20 +58,37 @@ class Rescale:
 
 @dataclass(frozen=True)
 class ChannelScales:
-    """Divide rows ("left"), columns ("right") or both by their root mean square; columns after rows."""
+    """Divide rows ("left"), columns ("right") or both by their root mean square; columns after rows.
+
+    size: the root mean square that all weights have afterwards, for a code without a scale; None for what it was.
+    """
 
     sides: Literal["both", "left", "right"] = "both"
+    size: float | None = None
 
     def __post_init__(self) -> None:
         check_sides(self, self.sides)
+        require(
+            self.size is None or self.size > 0,
+            f"ChannelScales(size={self.size}): must be above 0. Use 1.0, or None to leave the size as it is.",
+        )
 
     def fit(self, problem: LayerProblem, rng: torch.Generator) -> FittedTransform:
         energy, drawn = problem.weight.double().square(), {}
         for name in self.fields(problem.shape):
             axis = _AXES[name]
-            drawn[name] = _relative_rms(energy, axis).half()
+            drawn[name] = (_relative_rms(energy, axis) * self._unit(energy)).half().clamp_min(_SMALLEST_HALF)
+            require(
+                bool(torch.isfinite(drawn[name]).all()),
+                f"ChannelScales(size={self.size}): weights are too large for scales in float16. Use size=None.",
+            )
             energy = energy / drawn[name].double().square().unsqueeze(1 - axis)
         return self.restore(drawn, problem.shape)
+
+    def _unit(self, energy: Tensor) -> float:
+        """What all weights are still to be divided by."""
+        rms = float(energy.mean().sqrt())
+        return rms / self.size if self.size is not None and rms > 0 else 1.0
 
     def check(self, shape: tuple[int, int]) -> None:
         pass
