@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lowbit.codes.trellis_values import HASHES, value_table
-from lowbit.kernels import trellis_product
+from lowbit.kernels import processor
 from lowbit.kernels.trellis_lanes import DOT_SUM, PORTABLE_SUM, TABLE
 from lowbit.kernels.trellis_product import (
     ByteSum,
@@ -79,7 +79,7 @@ def test_tasks_and_runs_of_tiles_add_up(monkeypatch):
     )
     x = torch.randn(1, 1200, generator=torch.Generator().manual_seed(0))
     exact = x.double() @ decode_reference(wide, 0, 256).double().T
-    monkeypatch.setattr(trellis_product, "_WEIGHTS_OF_A_THREAD", 1)
+    monkeypatch.setattr(processor, "_WEIGHTS_OF_A_THREAD", 1)
     answers = []
     for threads in sorted({1, numba.config.NUMBA_NUM_THREADS}):
         numba.set_num_threads(threads)

@@ -130,14 +130,14 @@ class Exchanged:
         codes = torch.minimum(codes, (2**widths - 1).to(torch.uint8))  # codes from there on are the last level
         planes = torch.stack([codes >> bit & 1 for bit in range(self.bits)], 1)
         spare = codes >> self.bits & 1
-        for wide, narrow in self._partners(side["width"], codes.shape[1]):
+        for wide, narrow in self.partners(side["width"], codes.shape[1]):
             planes[:, -1, narrow] = spare[:, wide]
         return {"codes": planes}
 
     def load(self, tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor:
         planes = tensors["codes"].view(shape[0], self.bits, shape[1]).clone()
         spare = torch.zeros_like(planes[:, 0])
-        for wide, narrow in self._partners(tensors["width"], shape[1]):
+        for wide, narrow in self.partners(tensors["width"], shape[1]):
             spare[:, wide] = planes[:, -1, narrow]
             planes[:, -1, narrow] = 0
         codes = spare << self.bits
@@ -145,7 +145,7 @@ class Exchanged:
             codes |= planes[:, bit] << bit
         return codes
 
-    def _partners(self, width: Tensor, columns: int) -> list[tuple[slice, slice]]:
+    def partners(self, width: Tensor, columns: int) -> list[tuple[slice, slice]]:
         """The columns of each wide group, and of the narrow one that holds its spare bits."""
         size = columns // len(width)
         wide, narrow = (torch.nonzero(width == self.bits + step).flatten().tolist() for step in (1, -1))

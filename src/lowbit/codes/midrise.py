@@ -43,7 +43,7 @@ class MidriseGrid:
 
     def fit(self, problem: LayerProblem) -> Side:
         rms = problem.weight.double().square().mean().sqrt()
-        scale = (rms * self.reach / self._middle).float().view(1)
+        scale = (rms * self.reach / self.middle).float().view(1)
         # No level is zero: only a tiny scale keeps a layer of zeros near zero.
         return {"scale": scale.clamp_min(torch.finfo(torch.float32).tiny).to(problem.weight.dtype)}
 
@@ -51,22 +51,22 @@ class MidriseGrid:
         return side
 
     def encode(self, target: Tensor, side: Side, columns: Tensor) -> tuple[Tensor, Tensor]:
-        codes = (target / side["scale"] + self._middle).round().clamp(0, 2 * self._middle)
-        return codes.to(torch.uint8), side["scale"] * (codes - self._middle)
+        codes = (target / side["scale"] + self.middle).round().clamp(0, 2 * self.middle)
+        return codes.to(torch.uint8), side["scale"] * (codes - self.middle)
 
     def encode_with_feedback(
         self, weight: Tensor, target: Tensor, feedback: Tensor, side: Side, columns: Tensor
     ) -> tuple[Tensor, Tensor]:
         scale = side["scale"].expand(target.shape)
-        zero = torch.full_like(target, self._middle)
-        return round_slab(weight, target, feedback, (scale, zero), int(2 * self._middle))
+        zero = torch.full_like(target, self.middle)
+        return round_slab(weight, target, feedback, (scale, zero), int(2 * self.middle))
 
     def decode(self, codes: Tensor, side: Side, columns: Tensor) -> Tensor:
-        return side["scale"] * (codes.to(side["scale"].dtype) - self._middle)
+        return side["scale"] * (codes.to(side["scale"].dtype) - self.middle)
 
     def half_widths(self, side: Side, columns: Tensor) -> Tensor:
         return side["scale"] / 2
 
     @property
-    def _middle(self) -> float:
+    def middle(self) -> float:
         return (2**self.bits - 1) / 2

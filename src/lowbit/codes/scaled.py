@@ -74,9 +74,9 @@ class ScaledLevels:
 
     def of(self, side: Side, at: Tensor) -> Tensor:
         """The tables of the groups `at`, [R, G', 2^bits]."""
-        return self.scales.of(side, at)[..., None] * self._unscaled(side, at)
+        return self.scales.of(side, at)[..., None] * self.unscaled(side, at)
 
-    def _unscaled(self, side: Side, at: Tensor) -> Tensor:
+    def unscaled(self, side: Side, at: Tensor) -> Tensor:
         """The sets of the groups `at` before scaling, broadcastable to [R, G', 2^bits]."""
         sets = torch.stack([one.levels for one in self._sets(self.scales.of(side, at))])
         if len(sets) == 1:

@@ -5,8 +5,6 @@
 `round_slab_reference` is the oracle. The numba versions run over rows and find a level by binary search among the
 midpoints, so that a table costs log2(levels) comparisons a weight, not one for each level. Cost with feedback:
 N w^2 / 2 multiply-adds. Rows never mix, so the result does not depend on the number of threads.
-
-Decoding, and products with a few tokens, read codes from their packed stream; the oracle is `Lookup.decode`.
 """
 
 import numba
@@ -51,58 +49,6 @@ def round_nearest(target: Tensor, tables: Tensor, group: Tensor) -> tuple[Tensor
     ranks, values = torch.empty(target.shape, dtype=torch.uint8), torch.empty_like(target)
     _round_nearest(*[array.numpy() for array in (target, tables.contiguous(), group, ranks, values)])
     return ranks, values
-
-
-def decode_packed(packed: Tensor, bits: int, tables: Tensor, group: Tensor) -> Tensor:
-    """The values [N, K], float32, of codes as `lowbit.packing` stores them: uint8 [N, ceil(K bits / 8)].
-
-    tables: float32 [N, G, 2^bits], or [1, G, 2^bits] for all rows; group: int64 [K], the table of each column.
-    """
-    values = torch.empty(len(packed), len(group))
-    _decode_packed(packed.numpy(), bits, tables.contiguous().numpy(), group.numpy(), values.numpy())
-    return values
-
-
-def product_packed(packed: Tensor, bits: int, tables: Tensor, group: Tensor, x: Tensor) -> Tensor:
-    """x [T, K], float32, times the transposed values of `decode_packed`, [T, N]; for a few tokens."""
-    y = torch.empty(len(packed), len(x))
-    by_column = x.T.contiguous().numpy()
-    _product_packed(packed.numpy(), bits, tables.contiguous().numpy(), group.numpy(), by_column, y.numpy())
-    return y.T.contiguous()
-
-
-@numba.njit(parallel=True, cache=True)
-def _decode_packed(packed, bits, tables, group, values):  # type: ignore[no-untyped-def]
-    n, k = values.shape
-    step = 1 if len(tables) > 1 else 0
-    for r in numba.prange(n):
-        own = tables[np.int64(r) * step]
-        for j in range(k):
-            values[r, j] = own[group[j], _code_at(packed[r], j, bits)]
-
-
-@numba.njit(parallel=True, cache=True)
-def _product_packed(packed, bits, tables, group, x, y):  # type: ignore[no-untyped-def]
-    n, (k, tokens) = len(packed), x.shape
-    step = 1 if len(tables) > 1 else 0
-    for r in numba.prange(n):
-        own, row = tables[np.int64(r) * step], y[r]
-        row[:] = 0
-        for j in range(k):
-            value = own[group[j], _code_at(packed[r], j, bits)]
-            for t in range(tokens):
-                row[t] += value * x[j, t]
-
-
-@numba.njit(cache=True, inline="always")
-def _code_at(row, j, bits):  # type: ignore[no-untyped-def]
-    """The integer at place j of a little-endian stream of `bits` bits each, at most 8."""
-    first = j * bits
-    byte, shift = first >> 3, first & 7
-    window = np.int64(row[byte])
-    if shift + bits > 8:
-        window |= np.int64(row[byte + 1]) << 8
-    return (window >> shift) & ((1 << bits) - 1)
 
 
 @numba.njit(parallel=True, cache=True)

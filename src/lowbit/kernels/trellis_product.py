@@ -29,26 +29,23 @@ Cost: for each 16 weights 7 instructions and one more a token for sums of bytes,
 `decode_reference` and `product_reference` are the oracles.
 """
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, NamedTuple
 
-import llvmlite.binding
 import numba
 import numpy as np
 import torch
 from numba import literally  # type: ignore[attr-defined]
 from torch import Tensor
 
+from lowbit.kernels.processor import has_feature, in_threads
 from lowbit.kernels.trellis_lanes import DOT_SUM, LANES, PORTABLE_SUM, TABLE, Plan, accumulate, emit, spread
 
 # Tiles that are spread at a time, their words staying in the first-level cache; and those in one task, whose sums are
 # added in the order of the tasks, so that the result does not depend on the number of threads.
 _RUN, _TASK = 128, 1024
 _DECODE_RUN = 32
-_WEIGHTS_OF_A_THREAD = 1 << 20
 _MOST_TOKENS = 4
 
 
@@ -153,7 +150,7 @@ def decode_rows(packed: PackedTrellis, start: int, stop: int) -> Tensor:
     kernel = _decode_kernel(plan.text, plan.bits)
     arrays = codes.numpy(), packed.values.numpy(), scale.contiguous().numpy(), values.numpy()
     layout = _layout(packed, plan)
-    _in_threads(lambda first, last: kernel(first, last, layout, *arrays), len(codes), values.numel())
+    in_threads(lambda first, last: kernel(first, last, layout, *arrays), len(codes), values.numel())
     return values
 
 
@@ -173,7 +170,7 @@ def product(packed: PackedTrellis, x: Tensor, kind: int | None = None) -> Tensor
     sums = torch.empty(tasks, groups, tokens, down, layout.rows)
     kernel = _product_kernel(plan.text, plan.bits)
     arrays = packed.codes.numpy(), factors.numpy(), packed.values.numpy(), sums.numpy()
-    _in_threads(lambda first, last: kernel(first, last, layout, *arrays), tasks * down, packed.rows * x.shape[1])
+    in_threads(lambda first, last: kernel(first, last, layout, *arrays), tasks * down, packed.rows * x.shape[1])
     y = sums.sum(0).view(groups * tokens, -1)[: len(x), : packed.rows]
     unit = packed.byte_sum.unit if packed.byte_sum is not None and kind != TABLE else 1.0
     return y * (packed.scale.float() / unit)
@@ -185,10 +182,9 @@ def _fastest(packed: PackedTrellis) -> int:
     return DOT_SUM if has_dot_product() else PORTABLE_SUM
 
 
-@cache
 def has_dot_product() -> bool:
     """Whether this processor has the u8 x s8 dot product (AVX512-VNNI)."""
-    return bool(llvmlite.binding.get_host_cpu_features().get("avx512vnni", False))
+    return has_feature("avx512vnni")
 
 
 def _plan(packed: PackedTrellis, kind: int, tokens: int) -> Plan:
@@ -215,25 +211,6 @@ def _columns(layout: Layout, plan: Plan) -> Tensor:
     """Which column of a tile each of its activations is, [vectors x columns of a vector]."""
     words = torch.arange(layout.vectors * plan.columns) * (LANES // plan.columns)
     return (words // layout.per_column).clamp_max(layout.columns - 1)
-
-
-def _in_threads(work: Callable[[int, int], None], pieces: int, weights: int) -> None:
-    """work(start, stop) for ranges that make up all pieces, on as many threads as numba has where that pays.
-
-    Threads and not numba's parallel loops, which take four times as long to compile as what is in them.
-    """
-    threads = min(pieces, numba.get_num_threads(), weights // _WEIGHTS_OF_A_THREAD)
-    if threads <= 1:
-        work(0, pieces)
-        return
-    share = -(-pieces // threads)
-    starts = range(0, pieces, share)
-    list(_pool(threads).map(work, starts, [min(start + share, pieces) for start in starts]))
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, "lowbit-product")
 
 
 @cache

@@ -1,39 +1,100 @@
-"""Codes that look levels up, at run time: few tokens on the CPU by a kernel that reads the packed codes.
+"""How the kernels see codes that look levels up.
 
-Tables are worked out from what is stored as the code itself does it, and the kernel knows nothing else of them, so all
-tables share it. Codes that are laid out otherwise go through the general decoding.
+What differs among them is said in two places: `codes_of`, where a layout keeps the integers, and `terms_of`, what the
+tables are sums of. Tables that register nothing there are worked out as the code itself does it.
 """
+
+from collections.abc import Mapping
+from functools import singledispatch
 
 import torch
 from torch import Tensor
 
-from lowbit.codes import Lookup
-from lowbit.codes.groups import group_of
-from lowbit.kernels.tables import decode_packed, product_packed
-from lowbit.runtime.product import StoredCodes, decode_rows, fields_of_rows, product, slab_product
+from lowbit.codes import BinaryCoding, Digits, Exchanged, LaidOut, Lookup, LowRankLevels, Planes, ScaledLevels
+from lowbit.codes.binary import patterns
+from lowbit.codes.groups import side_shape
+from lowbit.codes.layout import Layout
+from lowbit.codes.lookup import Tables, working
+from lowbit.core.records import Side
+from lowbit.kernels.lookup_product import Codes, PackedLookup, digit_codes, exchanged_codes, levels, plane_codes
+from lowbit.runtime.product import StoredCodes, fields_of_rows
+from lowbit.runtime.rows import packed_rows
 
-# Up to here the kernel's work for each token costs less than decoding once and a matrix product: on 1024 x 1024 nf4 it
-# takes 3.9 ms on one core, decoding and multiplying 4.2, the general way 7.8; with four tokens 4.7, 4.4 and 8.5.
-_FEW_TOKENS = 2
-
-
-@product.register
-def _(code: Lookup, stored: StoredCodes, x: Tensor) -> Tensor:
-    if len(x) > _FEW_TOKENS or not x.is_cpu or x.requires_grad:
-        return slab_product(code, stored, x)
-    return product_packed(*_looked_up(code, stored, 0, stored.shape[0]), x.float()).to(x.dtype)
+Terms = tuple[Tensor, Tensor]
+"""Sets of levels, [R or 1, G or 1, terms, L], and a number for each, [R or 1, G or 1, terms]: tables are their sums."""
 
 
-@decode_rows.register
-def _(code: Lookup, stored: StoredCodes, start: int, stop: int) -> Tensor:
-    if not stored.tensors["codes"].is_cpu:
-        return decode_rows.dispatch(object)(code, stored, start, stop)
-    return decode_packed(*_looked_up(code, stored, start, stop))
+@packed_rows.register
+def _(code: Lookup, stored: StoredCodes, start: int, stop: int) -> PackedLookup:
+    side = fields_of_rows(code, stored, start, stop, leave=("codes",))
+    codes = plane_codes(_rows(stored, "codes", start, stop)[:, None], code.tables.bits)
+    return _packed(code, codes, side, stored.shape[1])
 
 
-def _looked_up(code: Lookup, stored: StoredCodes, start: int, stop: int) -> tuple[Tensor, int, Tensor, Tensor]:
-    """Packed codes, their bits, the tables and the table of each column, of rows start..stop-1."""
-    n, k = stored.shape
-    used, group = torch.unique(group_of(code.group_size, torch.arange(k)), return_inverse=True)
-    tables = code.tables.of(fields_of_rows(code, stored, start, stop, leave=("codes",)), used)
-    return stored.tensors["codes"].view(n, -1)[start:stop], code.tables.bits, tables, group
+@packed_rows.register
+def _(code: LaidOut, stored: StoredCodes, start: int, stop: int) -> PackedLookup | None:
+    names = code.layout.fields(stored.shape)
+    side = fields_of_rows(code, stored, start, stop, leave=names)
+    streams = {name: _rows(stored, name, start, stop) for name in names}
+    codes = codes_of(code.layout, streams, side, stored.shape[1])
+    return None if codes is None else _packed(code.code, codes, side, stored.shape[1])
+
+
+@singledispatch
+def codes_of(layout: Layout, streams: Mapping[str, Tensor], side: Side, columns: int) -> Codes | None:
+    """Where the integers are, for the fields of the layout as bytes, uint8 [R, bytes]; None for other layouts."""
+    return None
+
+
+@codes_of.register
+def _(layout: Planes, streams: Mapping[str, Tensor], side: Side, columns: int) -> Codes:
+    return plane_codes(streams["codes"][:, None], layout.low, streams["high_codes"], layout.high)
+
+
+@codes_of.register
+def _(layout: Digits, streams: Mapping[str, Tensor], side: Side, columns: int) -> Codes:
+    return digit_codes(streams["codes"][:, None], layout.levels, layout.per_byte)
+
+
+@codes_of.register
+def _(layout: Exchanged, streams: Mapping[str, Tensor], side: Side, columns: int) -> Codes:
+    pairs = [(wide.start, narrow.start) for wide, narrow in layout.partners(side["width"], columns)]
+    loans = torch.tensor(pairs, dtype=torch.int64).view(-1, 2)
+    return exchanged_codes(
+        streams["codes"].view(-1, layout.bits, streams["codes"].shape[1] // layout.bits),
+        loans,
+        columns // len(side["width"]),
+    )
+
+
+@singledispatch
+def terms_of(tables: Tables, side: Side, at: Tensor) -> Terms:
+    """What the tables of the groups `at` are sums of."""
+    own = tables.of(side, at)[:, :, None]
+    return own, own.new_ones(1, 1, 1)
+
+
+@terms_of.register
+def _(tables: ScaledLevels, side: Side, at: Tensor) -> Terms:
+    sets = tables.unscaled(side, at)
+    return sets.view(1, 1, 1, -1) if sets.dim() == 2 else sets[:, :, None], tables.scales.of(side, at)[..., None]
+
+
+@terms_of.register
+def _(tables: BinaryCoding, side: Side, at: Tensor) -> Terms:
+    return patterns(tables.planes, tables.digits).T.float()[None, None], working(side["planes"])[:, at]
+
+
+@terms_of.register
+def _(tables: LowRankLevels, side: Side, at: Tensor) -> Terms:
+    basis = working(side["basis"])
+    return torch.cat((torch.ones_like(basis[:1]), basis))[None, None], working(side["coefficients"])[:, at].roll(1, -1)
+
+
+def _packed(lookup: Lookup, codes: Codes, side: Side, columns: int) -> PackedLookup:
+    groups = side_shape(lookup.group_size, (1, columns))[1]
+    return PackedLookup(codes, levels(*terms_of(lookup.tables, side, torch.arange(groups)), columns // groups), columns)
+
+
+def _rows(stored: StoredCodes, name: str, start: int, stop: int) -> Tensor:
+    return stored.tensors[name].view(stored.shape[0], -1)[start:stop]

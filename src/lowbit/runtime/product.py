@@ -8,6 +8,7 @@ A slab of n rows is itself a layer [n, K], so what of each stored field belongs 
 of the two shapes: an axis 0 that grows with the rows is cut in proportion, one that does not is shared.
 """
 
+import math
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from functools import singledispatch
@@ -20,6 +21,7 @@ from lowbit.core.fields import Bits
 from lowbit.core.parts import Code
 from lowbit.core.stored import codes_from_fields
 from lowbit.formats.checkpoint import restored
+from lowbit.kernels.bit_streams import unpack_rows
 from lowbit.packing import unpack
 
 _HAS_TRITON = find_spec("triton") is not None
@@ -60,17 +62,28 @@ def fields_of_rows(
     for name, field in fields.items():
         if name in leave:
             continue
-        tensor, whole = stored.tensors[name].cpu(), field.shape == part[name].shape
-        if name == "codes" and isinstance(field, Bits):
-            height = code.tile[0]
-            per_tile = field.nbytes // field.row_nbytes // -(-stored.shape[0] // height)
-            at = slice(start // height * per_tile, -(-stop // height) * per_tile)
-            values[name] = unpack(tensor, field, at).view(part[name].shape)
+        tensor, length = stored.tensors[name].cpu(), field.shape[0]
+        at = slice(start * length // stored.shape[0], stop * length // stored.shape[0])
+        at = slice(0, length) if field.shape == part[name].shape else at
+        if isinstance(field, Bits) and len(field.shape) > 1:
+            values[name] = _unpacked(tensor, field, at).view(part[name].shape)
         else:
-            value, length = restored(tensor, field), field.shape[0]
-            at = slice(start * length // stored.shape[0], stop * length // stored.shape[0])
-            values[name] = value if whole else value[at]
+            values[name] = restored(tensor, field)[at]
     return values
+
+
+def _unpacked(packed: Tensor, field: Bits, at: slice) -> Tensor:
+    """The integers at places `at` of the first axis of a field of several."""
+    inner = math.prod(field.shape[1:-1])
+    rows = slice(at.start * inner, at.stop * inner)
+    if field.bits > 8:
+        return unpack(packed, field, rows)
+    return unpack_rows(packed.view(-1, field.row_nbytes)[rows], field.bits, field.shape[-1])
+
+
+def by_kernel(x: Tensor, most: int) -> bool:
+    """Whether x [T, K] goes through a kernel of the CPU that pays for up to so many tokens."""
+    return len(x) <= most and x.is_cpu and not x.requires_grad
 
 
 def slab_product(code: Code, stored: StoredCodes, x: Tensor) -> Tensor:
@@ -87,8 +100,9 @@ def slab_product(code: Code, stored: StoredCodes, x: Tensor) -> Tensor:
     return out
 
 
-def slabs(code: Code, shape: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    """Rows start..stop-1 of a layer [N, K], whole tiles, of at most SLAB_BYTES decoded where a tile's height allows."""
+def slabs(code: Code, shape: tuple[int, int], size: int | None = None) -> Iterator[tuple[int, int]]:
+    """Rows start..stop-1 of a layer [N, K], whole tiles, whose values take at most `size` bytes, SLAB_BYTES for None,
+    where a tile's height allows."""
     n, k = shape
-    step = max(1, SLAB_BYTES // (4 * k * code.tile[0])) * code.tile[0]
+    step = max(1, (size or SLAB_BYTES) // (4 * k * code.tile[0])) * code.tile[0]
     return ((start, min(start + step, n)) for start in range(0, n, step))
