@@ -43,7 +43,7 @@ class AveragesStates(SecondMoment):
     """Forgets that the runs differ in length."""
 
     def merge(self, a, b):
-        return Moments((a.total / a.tokens + b.total / b.tokens) / 2 * (a.tokens + b.tokens), a.tokens + b.tokens)
+        return Moments((a.mean + b.mean) / 2, a.tokens + b.tokens)
 
 
 class AveragesBatches(SecondMoment):

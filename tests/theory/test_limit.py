@@ -12,7 +12,7 @@ from laws.tables import CODES, FEWER_PAIRS
 from laws.toys import Sheared
 from lowbit.core.errors import BadRequest
 from lowbit.core.layer import quantize_layer
-from lowbit.core.limit import bits_above, loss_limit, spectrum, waterfilled
+from lowbit.core.limit import bits_above, loss_limit, pivots, spectrum, waterfilled
 from lowbit.core.problem import LayerProblem
 from lowbit.core.random import stream
 from lowbit.core.recipe import Recipe
@@ -95,6 +95,32 @@ def test_a_hessian_of_few_tokens_has_a_limit_where_its_determinant_is_zero():
     problem = correlated(3, tokens=8)
     assert int((spectrum(problem.hessian) > 0).sum()) == 8
     assert loss_limit(problem, 2.0) > 0
+
+
+@pytest.mark.parametrize("bits", [0.0, 0.5, 1.0, 2.0, 4.0])
+@pytest.mark.parametrize("tokens", [24, 400])
+def test_pivots_never_promise_less_than_eigenvalues(bits, tokens):
+    """From below at every rate, by little where the Hessian is definite and the rate is not near zero."""
+    for seed in range(5):
+        hessian, rows = correlated(seed, tokens=tokens).hessian, torch.tensor([1.0, 2.0, 0.5])
+        found = pivots(hessian)
+        exact = waterfilled(rows, spectrum(hessian), bits * 3 * len(hessian))
+        limit = waterfilled(rows, found.values, bits * 3 * len(hessian)) - found.ridge * len(hessian) * 3.5
+        assert limit <= exact * (1 + 1e-9)
+        assert tokens < 400 or bits < 2 or limit > 0.9 * exact
+
+
+def test_a_wide_layer_takes_its_limit_from_pivots(monkeypatch):
+    """Just below the exact one, with a row Hessian too, and nothing where there is no signal."""
+    problem = correlated(0, tokens=400)
+    both = LayerProblem(problem.weight, problem.hessian, correlated(1, n=problem.shape[1], k=problem.shape[0]).hessian)
+    silent = LayerProblem(problem.weight, torch.zeros_like(problem.hessian))
+    exact = [loss_limit(one, 3.0) for one in (problem, both)]
+    monkeypatch.setattr("lowbit.core.limit._MOST_EIGENVALUES", 0)
+    for one, expected in zip((problem, both), exact, strict=True):
+        again = LayerProblem(one.weight, one.hessian.clone(), one.row_hessian)
+        assert 0.9 * expected < loss_limit(again, 3.0) <= expected * (1 + 1e-9)
+    assert loss_limit(silent, 3.0) == 0.0
 
 
 def test_a_row_hessian_weighs_the_outputs():

@@ -23,8 +23,8 @@ class QuantizedLayer:
     """A layer [N, K] as it is stored.
 
     guarantee: the rounder's, where it holds for the loss in the layer's own coordinates.
-    stats: filled by the solve and empty for a layer read back. loss, relative_loss, bits_per_weight; limit, the least
-    loss that any code of so many bits can expect, and bits_above_limit, None where nothing can be lost;
+    stats: filled by the solve and empty for a layer read back. loss, relative_loss, bits_per_weight; limit, what no
+    code of so many bits can expect to get below, and bits_above_limit, None where nothing can be lost;
     bound and clamped, those of the guarantee; histograms of the weights and of their errors. JSON-ready.
     """
 
@@ -56,8 +56,10 @@ class QuantizedLayer:
 def quantize_layer(problem: LayerProblem, recipe: Recipe, rng: torch.Generator) -> QuantizedLayer:
     """Solve `problem` with the parts of `recipe`; `rng` feeds whatever is random in them."""
     recipe.check(problem.shape)
+    bits = bits_per_weight(recipe.fields(problem.shape), problem.shape)
+    limit = loss_limit(problem, bits)  # before the solve: its workspace is as large as the Hessian
     layer = _solved(problem, recipe, rng)
-    return replace(layer, stats=_stats(layer, problem))
+    return replace(layer, stats=_stats(layer, problem, bits, limit))
 
 
 def restore_layer(recipe: Recipe, shape: tuple[int, int], tensors: Mapping[str, Tensor]) -> QuantizedLayer:
@@ -96,11 +98,9 @@ def _coded(problem: LayerProblem, recipe: Recipe, rng: torch.Generator) -> Quant
     return QuantizedLayer(recipe, problem.shape, rounded.codes, rounded.side, fitted, None, rounded.outcomes, promised)
 
 
-def _stats(layer: QuantizedLayer, problem: LayerProblem) -> dict[str, Any]:
+def _stats(layer: QuantizedLayer, problem: LayerProblem, bits: float, limit: float) -> dict[str, Any]:
     w_hat = layer.dequantize()
-    loss, whole = problem.loss(w_hat), problem.loss(torch.zeros_like(problem.weight))
-    bits = bits_per_weight(layer.recipe.fields(layer.shape), layer.shape)
-    limit = loss_limit(problem, bits)
+    loss, whole = problem.loss(w_hat), problem.loss(torch.zeros(()))
     return {
         "loss": loss,
         "relative_loss": loss / whole if whole > 0 else 0.0,

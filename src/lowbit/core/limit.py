@@ -16,19 +16,45 @@ weights with heavier tails than Gaussian ones, or smaller where H is large, leav
 the columns of W could be had for K^2 numbers, but estimated from N rows it finds structure in noise where N is not
 far above K, so it is left out.
 
-Cost: two symmetric eigenvalue problems, 4/3 (K^3 + N^3) multiply-adds, the second only with a row Hessian; the level
-takes a few steps of N log K. Small beside the Hessian itself, T K^2 over T calibration tokens.
-Sources: Cover and Thomas, Elements of Information Theory, theorem 10.3.3; rate-distortion theory of Kolmogorov, 1956.
+The eigenvalues of a wide layer would take longer than its solve. Above 1024 inputs the pivots of the elimination
+H = A diag(d) A^T stand in for them, and what comes out is still a limit that no code gets below: any m pivots have a
+product of at most the principal minor that they belong to, so of at most the m largest eigenvalues, and all of them
+have the same product, det H. The logarithms of d are thus majorised by those of h, and at a fixed rate the limit is
+convex and symmetric in logarithms. Eliminating large diagonals first keeps the two close: on the demo model's layers
+(K = 256 and 640) the pivots' limit is 0.97 to 1 times the exact one at 2 bits, 0.99 to 1 at 3, 0.999 to 1 at 4. What
+is added to the diagonal to make H definite is taken off again, r N K var(W) at the most for a ridge r.
+
+Cost: K^3 / 3 multiply-adds in products, or 4/3 K^3, half of them memory-bound, for eigenvalues; the same for N with a
+row Hessian. Layers with the same Hessian share them. The level takes a few steps of N log K. 8 K^2 bytes.
+Sources: Cover and Thomas, Elements of Information Theory, theorem 10.3.3; rate-distortion theory of Kolmogorov, 1956;
+Marshall, Olkin and Arnold, Inequalities: Theory of Majorization, chapters 1 and 9.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lowbit.core.errors import require
-from lowbit.core.linalg import one_thread
+from lowbit.core.linalg import cholesky, one_thread
 from lowbit.core.problem import LayerProblem
+from lowbit.core.recall import Recall
+
+_MOST_EIGENVALUES = 1024
+_RIDGE = 1e-9
+
+
+@dataclass(frozen=True, eq=False)
+class Components:
+    """values: [K] variances, >= 0, in any order, whose limit is that of the matrix or below; ridge: what was added to
+    each of the matrix's eigenvalues to get them."""
+
+    values: Tensor
+    ridge: float = 0.0
+
+
+_known: Recall[Components] = Recall()
 
 
 def loss_limit(problem: LayerProblem, bits_per_weight: float) -> float:
@@ -37,17 +63,39 @@ def loss_limit(problem: LayerProblem, bits_per_weight: float) -> float:
     Zero where nothing can be lost: no signal, or rows of equal weights (a row's mean counts as known).
     """
     require(bits_per_weight >= 0, f"loss_limit(bits_per_weight={bits_per_weight}): must be at least 0.")
-    variance = problem.weight.double().var(dim=1, correction=0)
-    rows = variance
+    variance = problem.weight.var(dim=1, correction=0).double()
+    rows, columns = Components(variance), _known.of(problem.hessian, None, lambda: components(problem.hessian))
     if problem.row_hessian is not None:
         deviation = variance.sqrt()
-        rows = spectrum(deviation[:, None] * problem.row_hessian.double() * deviation)
-    return waterfilled(rows, spectrum(problem.hessian), bits_per_weight * problem.weight.numel())
+        rows = components(deviation[:, None] * problem.row_hessian.double() * deviation)
+    limit = waterfilled(rows.values, columns.values, bits_per_weight * problem.weight.numel())
+    added = columns.ridge * len(columns.values) * float(rows.values.sum())
+    added += rows.ridge * len(rows.values) * float(columns.values.sum())
+    return max(0.0, limit - added)
 
 
 def bits_above(loss: float, limit: float) -> float | None:
     """Half the log2 of loss / limit: the bits by which each coded component falls behind; None where either is 0."""
     return 0.5 * math.log2(loss / limit) if loss > 0 and limit > 0 else None
+
+
+def components(matrix: Tensor) -> Components:
+    """Of a symmetric positive semi-definite matrix [K, K]: its eigenvalues, or its pivots where it is large."""
+    return Components(spectrum(matrix)) if len(matrix) <= _MOST_EIGENVALUES else pivots(matrix)
+
+
+def pivots(matrix: Tensor) -> Components:
+    """The pivots of a positive semi-definite matrix [K, K] that is not zero, those of large diagonals first."""
+    order = torch.argsort(matrix.diagonal(), descending=True, stable=True)
+    ridge = _RIDGE * float(matrix.diagonal().mean())
+    while ridge > 0:
+        ordered = matrix[order[:, None], order].double()
+        ordered.diagonal().add_(ridge)
+        lower = cholesky(ordered)
+        if lower is not None:
+            return Components(lower.diagonal().square(), ridge)
+        ridge *= 10
+    return Components(torch.zeros(len(matrix), dtype=torch.float64))
 
 
 def spectrum(matrix: Tensor) -> Tensor:

@@ -6,8 +6,9 @@ Then loss = sum_j d_j |(E A)_j|^2 for E = W_hat - W: each column meets its own c
 columns before it are cancelled. This is LDLQ's form (QuIP, arXiv 2307.13304, eq. 4) and equals OPTQ's Cholesky
 factor of the inverse (arXiv 2210.17323) with 1/d_j = U_jj^2; one factorisation instead of three.
 
-Cost: K^3/3 multiply-adds in float64. The result does not depend on the number of threads: LAPACK's own
-factorisation does, so we call it on fixed diagonal blocks by one thread and leave the rest to products.
+Cost: K^3/3 multiply-adds in float64, 8 K^2 bytes beside H. The result does not depend on the number of threads:
+LAPACK's own factorisation does, so we call it on fixed diagonal blocks by one thread and leave the rest to products.
+Layers that share their inputs have one Hessian, the same tensor, and get the same factor.
 """
 
 from collections.abc import Iterator
@@ -18,7 +19,9 @@ import torch
 from torch import Tensor
 
 from lowbit.core.errors import BadRequest, require
+from lowbit.core.recall import Recall
 from lowbit.core.records import Outcome
+from lowbit.core.symmetric import turn
 
 _BLOCK = 256
 _LARGEST_DAMPING = 1e3
@@ -34,27 +37,34 @@ class Factor:
     outcomes: tuple[Outcome, ...]
 
 
+_factors: Recall[Factor] = Recall()
+
+
 def unit_upper_factor(hessian: Tensor, damping: float) -> Factor:
     """Factor `hessian` [K, K] after adding `damping` (a fraction of its mean diagonal, 0 to 1000) to its diagonal.
 
     Where that is not positive definite, damping is raised tenfold (from 1e-6 on) until it is, and the outcome says
-    so. Raises BadRequest when the matrix is not finite or not even strong damping makes it definite.
+    so. Raises BadRequest when the matrix is not finite or not even strong damping makes it definite. The factor may be
+    shared: it is not to be changed.
     """
+    return _factors.of(hessian, damping, lambda: _factored(hessian, damping))
+
+
+def _factored(hessian: Tensor, damping: float) -> Factor:
     h = hessian.double()
-    if not bool(torch.isfinite(h).all()):
-        raise BadRequest("The Hessian is not finite. Look for Inf or NaN in the calibration activations.")
+    _require_finite(h)
     mean = float(h.diagonal().mean())
     if not bool(h.any()):
         return Factor(torch.eye(len(h), dtype=h.dtype), torch.ones(len(h), dtype=h.dtype), damping, (no_signal(),))
     used, outcomes = damping, dead_inputs(h)
     while mean > 0 and used <= _LARGEST_DAMPING:
-        damped = h.flip(0, 1)  # the one copy: the factor grows in it
+        damped = turn(h.clone())  # the one copy: the factor grows in it
         damped.diagonal().add_(used * mean)
         lower = cholesky(damped)
         if lower is not None:
             if used != damping:
                 outcomes = (*outcomes, damping_raised(damping, used))
-            upper = lower.flip(0, 1)
+            upper = turn(lower)
             pivots = upper.diagonal().clone()
             return Factor(upper.div_(pivots), pivots.square(), used, outcomes)
         used = max(10 * used, 1e-6)
@@ -136,8 +146,7 @@ def checked_second_moment(hessian: Tensor) -> tuple[Outcome, ...]:
 
     Raises BadRequest where it cannot be a second moment: not finite, or a negative diagonal.
     """
-    if not bool(torch.isfinite(hessian).all()):
-        raise BadRequest("The Hessian is not finite. Look for Inf or NaN in the calibration activations.")
+    _require_finite(hessian)
     least = float(hessian.diagonal().min())
     if least < 0:
         raise BadRequest(
@@ -145,3 +154,8 @@ def checked_second_moment(hessian: Tensor) -> tuple[Outcome, ...]:
             "that made it."
         )
     return dead_inputs(hessian) if bool(hessian.any()) else (no_signal(),)
+
+
+def _require_finite(hessian: Tensor) -> None:
+    if not bool(torch.isfinite(hessian.sum())):  # one that is not makes the sum so; no second matrix is held
+        raise BadRequest("The Hessian is not finite. Look for Inf or NaN in the calibration activations.")

@@ -30,7 +30,7 @@ from lowbit.core.linalg import no_signal
 from lowbit.core.parts import Observable, Observed
 from lowbit.core.problem import LayerProblem
 from lowbit.core.records import Outcome
-from lowbit.statistics.second_moment import Moments, mean
+from lowbit.statistics.second_moment import Moments, no_moments
 
 
 @dataclass(eq=False)
@@ -50,25 +50,24 @@ class AttentionAware:
         return frozenset({"inputs", "mixing", "output_curvature"})
 
     def init(self, k: int) -> AttentionMoments:
-        return AttentionMoments(Moments(torch.zeros(k, k, dtype=torch.float64), 0), None)
+        return AttentionMoments(no_moments(k), None)
 
     def update(self, state: AttentionMoments, seen: Observed) -> AttentionMoments:
         x = seen["inputs"]
-        moments = Moments(state.moments.total + x.T @ _mixed(x, seen), state.moments.tokens + len(x))
+        moments = state.moments.with_product(x, _mixed(x, seen), len(x))
         return AttentionMoments(moments, _sum(state.curvature, seen.get("output_curvature")))
 
     def merge(self, a: AttentionMoments, b: AttentionMoments) -> AttentionMoments:
-        moments = Moments(a.moments.total + b.moments.total, a.moments.tokens + b.moments.tokens)
-        return AttentionMoments(moments, _sum(a.curvature, b.curvature))
+        return AttentionMoments(a.moments.merged(b.moments), _sum(a.curvature, b.curvature))
 
     def problem(self, state: AttentionMoments, weight: Tensor) -> tuple[LayerProblem, tuple[Outcome, ...]]:
         if not state.moments.tokens:
-            return LayerProblem(weight, mean(state.moments)), (no_signal(),)
+            return LayerProblem(weight, state.moments.mean), (no_signal(),)
         rows = None
         if state.curvature is not None:
             blocks = (state.curvature + state.curvature.mT) / (2 * state.moments.tokens)
             rows = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
-        return LayerProblem(weight, mean(state.moments), rows), ()
+        return LayerProblem(weight, state.moments.mean, rows), ()
 
     def tokens(self, state: AttentionMoments) -> int:
         return state.moments.tokens

@@ -26,12 +26,12 @@ from lowbit.core.parts import Observable, Observed
 from lowbit.core.problem import LayerProblem
 from lowbit.core.records import Outcome
 from lowbit.statistics.importance import AttentionReceived, Importance
-from lowbit.statistics.second_moment import Moments, mean
+from lowbit.statistics.second_moment import Moments, no_moments
 
 
 @dataclass(eq=False)
 class WeightedMoments:
-    """moments: of weighted tokens; ignored: how many tokens lie in windows whose importances are all zero."""
+    """moments: of weighted tokens; ignored: tokens beside them, in windows whose importances are all zero."""
 
     moments: Moments
     ignored: int
@@ -52,30 +52,27 @@ class WeightedMoment:
         return self.importance.reads | {"inputs", "places"}
 
     def init(self, k: int) -> WeightedMoments:
-        return WeightedMoments(Moments(torch.zeros(k, k, dtype=torch.float64), 0), 0)
+        return WeightedMoments(no_moments(k), 0)
 
     def update(self, state: WeightedMoments, seen: Observed) -> WeightedMoments:
         x, window = seen["inputs"], seen["places"][:, 0]
         importance = self.importance.of(seen)
         counts = _largest(importance, window) > 0
         r = torch.where(counts, _scaled(importance, window, self.minimum), 0).to(x.dtype)
-        total = state.moments.total + (x * r[:, None]).T @ x
-        ignored = state.ignored + int((~counts).sum())
-        return WeightedMoments(Moments(total, state.moments.tokens + len(x)), ignored)
+        moments = state.moments.with_product(x * r[:, None], x, int(counts.sum()))
+        return WeightedMoments(moments, state.ignored + int((~counts).sum()))
 
     def merge(self, a: WeightedMoments, b: WeightedMoments) -> WeightedMoments:
-        moments = Moments(a.moments.total + b.moments.total, a.moments.tokens + b.moments.tokens)
-        return WeightedMoments(moments, a.ignored + b.ignored)
+        return WeightedMoments(a.moments.merged(b.moments), a.ignored + b.ignored)
 
     def problem(self, state: WeightedMoments, weight: Tensor) -> tuple[LayerProblem, tuple[Outcome, ...]]:
-        counted = Moments(state.moments.total, state.moments.tokens - state.ignored)
-        outcomes = (_unimportant(state.ignored, state.moments.tokens),) if state.ignored else ()
-        if not counted.tokens:
+        outcomes = (_unimportant(state.ignored, self.tokens(state)),) if state.ignored else ()
+        if not state.moments.tokens:
             outcomes = (*outcomes, no_signal())
-        return LayerProblem(weight, mean(counted)), outcomes
+        return LayerProblem(weight, state.moments.mean), outcomes
 
     def tokens(self, state: WeightedMoments) -> int:
-        return state.moments.tokens
+        return state.moments.tokens + state.ignored
 
 
 def _unimportant(ignored: int, tokens: int) -> Outcome:

@@ -1,0 +1,66 @@
+"""Large symmetric matrices, handled in bands of rows so that nothing of their size is held beside them.
+
+A Hessian of K inputs takes 8 K^2 bytes, the most of all that a layer needs: 1 GB for the widest of a model of 7B. So
+products that are known to be symmetric are taken in halves and written twice, and a matrix is turned or made
+symmetric where it lies. Beside the matrix each function holds a band of `_BAND` rows, and nothing depends on threads.
+"""
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+_BAND = 512
+
+
+def mix_in_product(mean: Tensor, before: float, share: float, x: Tensor, y: Tensor) -> None:
+    """mean <- before * mean + share * x^T y, in place, for a product that is symmetric.
+
+    mean: [K, K] symmetric, float64; x, y: [t, K], whose product is taken in their own type.
+    Cost: t K^2 / 2 multiply-adds; the other half is written as the transpose of the first.
+    """
+    for band in bands(len(mean)):
+        width = band.stop - band.start
+        rows = mean[band, band.start :].mul_(before).add_(x[:, band].T @ y[:, band.start :], alpha=share)
+        rows[:, :width] = rows[:, :width].triu() + rows[:, :width].triu(1).T
+        mean[band.stop :, band] = rows[:, width:].T
+
+
+def symmetrize(matrix: Tensor) -> Tensor:
+    """(matrix + matrix^T) / 2 of a square matrix, which is overwritten by it."""
+    for band in bands(len(matrix)):
+        rows, columns = matrix[band, band.start :], matrix[band.start :, band]
+        half = (rows + columns.T) / 2
+        rows.copy_(half)
+        columns.copy_(half.T)
+    return matrix
+
+
+def turn(matrix: Tensor) -> Tensor:
+    """A square matrix with rows and columns in reverse order, overwriting it."""
+    k = len(matrix)
+    for start in range(0, k // 2, _BAND):
+        stop = min(start + _BAND, k // 2)
+        upper, lower = matrix[start:stop], matrix[k - stop : k - start]
+        turned = upper.flip(0, 1)
+        upper.copy_(lower.flip(0, 1))
+        lower.copy_(turned)
+    if k % 2:
+        middle = matrix[k // 2]
+        middle.copy_(middle.flip(0))
+    return matrix
+
+
+def quadratic_form(x: Tensor, matrix: Tensor) -> float:
+    """tr(x M x^T) for x [N, K] and a symmetric M [K, K], in float64; N K^2 / 2 multiply-adds."""
+    total = 0.0
+    for band in bands(len(matrix)):
+        own = x[:, band].double()
+        pulled = own @ matrix[band, band].double()
+        if band.stop < len(matrix):
+            pulled += 2 * (x[:, band.stop :].double() @ matrix[band.stop :, band].double())
+        total += float((pulled * own).sum())
+    return total
+
+
+def bands(k: int) -> Iterator[slice]:
+    return (slice(start, min(start + _BAND, k)) for start in range(0, k, _BAND))
