@@ -1,5 +1,7 @@
 """Layer problems the laws are tried on: [6, 24], small enough for thousands of solves, each with a character."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -21,11 +23,12 @@ def correlated_inputs(tokens: int, k: int, generator: torch.Generator) -> Tensor
 def correlated(
     seed: int, n: int = N, k: int = K, tokens: int = 200, dtype: torch.dtype = torch.float64
 ) -> LayerProblem:
-    """A Gaussian weight and the second moment of correlated inputs."""
+    """A Gaussian weight, the second moment of correlated inputs, and sensitivities over several orders of magnitude."""
     generator = torch.Generator().manual_seed(seed)
     x = correlated_inputs(tokens, k, generator)
     weight = torch.randn(n, k, generator=generator, dtype=torch.float64).to(dtype)
-    return LayerProblem(weight, x.T @ x / tokens)
+    sensitivity = torch.randn(n, k, generator=generator, dtype=torch.float64).exp().square()
+    return LayerProblem(weight, x.T @ x / tokens, None, sensitivity)
 
 
 def problems(dtype: torch.dtype) -> dict[str, LayerProblem]:
@@ -36,17 +39,20 @@ def problems(dtype: torch.dtype) -> dict[str, LayerProblem]:
     outlier = usual.weight.clone()
     outlier[1, 5], outlier[4, 20] = 40.0, -25.0
     rows = torch.randn(N, 3 * N, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    insensitive = usual.sensitivity.clone()
+    insensitive[2], insensitive[3, ::2] = 0, 0
     return {
         "usual": usual,
         "fewer tokens than inputs": correlated(2, tokens=K // 3, dtype=dtype),
-        "dead inputs": LayerProblem(usual.weight, dead),
-        "no signal": LayerProblem(usual.weight, torch.zeros(K, K, dtype=torch.float64)),
-        "outliers": LayerProblem(outlier, usual.hessian),
-        "one sign": LayerProblem(usual.weight.abs() + 1, usual.hessian),
-        "zero weight": LayerProblem(torch.zeros_like(usual.weight), usual.hessian),
-        "small weight": LayerProblem(usual.weight / 64, usual.hessian),
-        "row hessian": LayerProblem(usual.weight, usual.hessian, rows @ rows.T / N),
-        "float32 hessian": LayerProblem(usual.weight, usual.hessian.float()),
+        "dead inputs": replace(usual, hessian=dead),
+        "no signal": replace(usual, hessian=torch.zeros(K, K, dtype=torch.float64)),
+        "outliers": replace(usual, weight=outlier),
+        "one sign": replace(usual, weight=usual.weight.abs() + 1),
+        "zero weight": replace(usual, weight=torch.zeros_like(usual.weight)),
+        "small weight": replace(usual, weight=usual.weight / 64),
+        "row hessian": replace(usual, row_hessian=rows @ rows.T / N),
+        "float32 hessian": replace(usual, hessian=usual.hessian.float()),
+        "weights that do not matter": replace(usual, sensitivity=insensitive),
     }
 
 
@@ -72,6 +78,7 @@ def observed_windows(dtype: torch.dtype, k: int = 12, n: int = N) -> list[Observ
             "mixing": a.mT @ a / 2,
             "output_curvature": heads.mT @ heads,
             "output_gradients": draw(TOKENS, n),
+            "weight_gradients": draw(1, n, k),
         }
         exact = ("places", "token_counts", "output_curvature")
         records.append({name: seen if name in exact else seen.to(dtype) for name, seen in record.items()})

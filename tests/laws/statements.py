@@ -16,7 +16,7 @@ from laws.problems import together
 from lowbit.core.fields import Array, Bits, Field, bits_per_weight
 from lowbit.core.layer import QuantizedLayer, quantize_layer, restore_layer
 from lowbit.core.maps import LinearMap
-from lowbit.core.parts import Code, Observed, Rounder, SideCar, Statistic, Transform
+from lowbit.core.parts import GRADIENTS, Code, Observed, Rounder, SideCar, Statistic, Transform
 from lowbit.core.problem import LayerProblem
 from lowbit.core.random import stream
 from lowbit.core.recipe import Recipe
@@ -64,7 +64,7 @@ def observed(statistic: Statistic, records: list[Observed]) -> object:
     """The state of having seen records of everything; gradients come in records of their own, as they do in a run."""
     state = statistic.init(records[0]["inputs"].shape[1])
     for record in records:
-        for part in (statistic.reads - {"output_gradients"}, statistic.reads & {"output_gradients"}):
+        for part in (statistic.reads - GRADIENTS, *({name} for name in statistic.reads & GRADIENTS)):
             if part:
                 with unmodified(*record.values()):
                     state = statistic.update(state, {name: record[name] for name in part})
@@ -73,7 +73,8 @@ def observed(statistic: Statistic, records: list[Observed]) -> object:
 
 def close_problems(a: LayerProblem, b: LayerProblem, tolerance: float) -> bool:
     rows = a.row_hessian is None or close(a.row_hessian, b.row_hessian, tolerance)
-    return rows and close(a.hessian, b.hessian, tolerance) and close(a.weight, b.weight, tolerance)
+    alike = a.sensitivity is None or close(a.sensitivity, b.sensitivity, tolerance)
+    return rows and alike and close(a.hessian, b.hessian, tolerance) and close(a.weight, b.weight, tolerance)
 
 
 def law_merge_is_one_pass(statistic: Statistic, records: list[Observed], weight: Tensor) -> None:
@@ -253,7 +254,7 @@ def law_identity_hessian_means_nearest(rounder: Rounder, nearest: Rounder, code:
 
     Codes laid out otherwise than one by one may decode alike.
     """
-    problem = LayerProblem(weight, torch.eye(weight.shape[1], dtype=torch.float64))
+    problem = LayerProblem(weight, torch.eye(weight.shape[1], dtype=torch.float64), None, weight.square())
     ours, plain = rounder.round(problem, code), nearest.round(problem, code)
     assert isinstance(code, Relaying) or torch.equal(ours.codes, plain.codes)
     assert torch.equal(ours.w_hat, plain.w_hat)

@@ -44,13 +44,23 @@ from lowbit.rounding import (
     RefittedScales,
     Stochastic,
 )
-from lowbit.sidecars import HardThresholding, KeptColumns, LowRank, Magnitude, RoundingCost, SparseOutliers
+from lowbit.sidecars import (
+    HardThresholding,
+    KeptColumns,
+    LowRank,
+    Magnitude,
+    RoundingCost,
+    Sensitivity,
+    SparseOutliers,
+    TwoCriteria,
+)
 from lowbit.statistics import (
     ActivationNorm,
     AttentionAware,
     AttentionReceived,
     CrossMoment,
     FirstTokens,
+    FisherDiagonal,
     GradientCovariance,
     GradientEnergy,
     Isotropic,
@@ -87,6 +97,8 @@ STATISTICS = {
     "attention-aware": AttentionAware(),
     "two-sided": TwoSided(rows=GradientCovariance()),
     "cross moment for outputs that count": TwoSided(CrossMoment(), GradientEnergy()),
+    "sensitive weights": FisherDiagonal(),
+    "sensitive weights and outputs": TwoSided(FisherDiagonal(CrossMoment())),
     "toy: float moment": FloatMoment(),
 }
 
@@ -218,6 +230,8 @@ CRITERIA = {
     "magnitude": Magnitude(),
     "rounding cost": RoundingCost(CODES["2 bits"]),
     "rounding cost by diagonal": RoundingCost(CODES["groups"], 8, "diagonal"),
+    "sensitivity": Sensitivity(),
+    "sensitivity, then magnitude": TwoCriteria(Sensitivity(), 0.02, Magnitude()),
 }
 
 SIDE_CARS = {
@@ -228,6 +242,7 @@ SIDE_CARS = {
     "thresholded outliers": HardThresholding(SparseOutliers(Magnitude(), 0.1), turns=2),
     "low rank": LowRank(2),
     "low rank of the error, int8": LowRank(3, "identity", "int8"),
+    "low rank of what the loss minds": LowRank(2, "fisher"),
     "full rank, in turns": LowRank(6, "diagonal", turns=3),
     "low rank of what codes left": LowRank(2, "identity", first="codes"),
     "toy: low rank": toys.LowRank(2),
@@ -271,8 +286,10 @@ RECIPES = {
     "quantease_outlier": make_recipe("quantease_outlier", {"turns": 2, "passes": 2, "fraction": 0.03}),
     "spqr": make_recipe("spqr", {"group_size": 8, "fraction": 0.05}),
     "easyquant": make_recipe("easyquant", {"fraction": 0.02}),
+    "gwq": make_recipe("gwq", {"group_size": 8, "fraction": 0.03}),
     "lorc": make_recipe("lorc", {"rank": 2}),
     "lq_lora": make_recipe("lq_lora", {"rank": 1, "turns": 2, "group_size": 8, "dtype": "int8"}),
+    "lq_lora by the loss": make_recipe("lq_lora", {"rank": 2, "turns": 2, "group_size": 8, "metric": "fisher"}),
     "qronos": make_recipe("qronos", {"bits": 3}),
     "qronos in groups": make_recipe("qronos", {"bits": 2, "group_size": 8, "act_order": False}),
     "rsq": make_recipe("rsq", {"bits": 3}),

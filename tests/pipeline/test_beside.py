@@ -16,6 +16,8 @@ RECIPES = {
     "quantease_outlier": {"bits": 4, "turns": 2, "passes": 1},
     "spqr": {"bits": 4, "group_size": 16},
     "easyquant": {},
+    "gwq": {"bits": 4},
+    "squeezellm": {"bits": 4},
     "lorc": {"rank": 2, "metric": "hessian"},
     "lq_lora": {"bits": 4, "rank": 2, "turns": 2, "group_size": 16},
 }

@@ -13,7 +13,7 @@ from lowbit.pipeline.capture import Group, record_calls, run_block
 from lowbit.pipeline.gradients import gather_gradients
 from lowbit.pipeline.observe import Streams
 from lowbit.pipeline.source import SourceModel
-from lowbit.statistics import AttentionAware, GradientCovariance, TwoSided
+from lowbit.statistics import AttentionAware, FisherDiagonal, GradientCovariance, TwoSided
 from pipeline.tiny import CONFIGS, save_tiny
 
 IDS = torch.randint(0, 256, (2, 24), generator=torch.Generator().manual_seed(0))
@@ -168,6 +168,31 @@ def test_gradients_are_those_of_the_summed_loss(kind, tmp_path):
         state = states[Group((name,)), statistic]
         assert state.tokens == IDS.numel()
         torch.testing.assert_close(state.rows, gradient.T @ gradient, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3_moe"])
+def test_sensitivity_is_the_mean_square_of_each_windows_gradient(kind, tmp_path):
+    """Of one pass: here by differentiating each window's loss by the weights themselves."""
+    source = SourceModel.open(str(save_tiny(kind, tmp_path / kind)))
+    linears = {name: module for block in source.blocks for name, module in block.linears()}
+    statistic, done = FisherDiagonal(), []
+    states = gather_gradients(source, IDS, dict.fromkeys(linears, statistic), done.append)
+    assert done == [1, 2]
+    source.load(source.model, "")
+    source.model.tie_weights()
+    weights = {name: linears[name].weight.requires_grad_() for name, _ in list(linears.items())[::3]}
+    squares = dict.fromkeys(weights, 0)
+    for window in IDS:
+        logits = source.model(input_ids=window[None]).logits[0, :-1]
+        loss = -logits.log_softmax(-1).gather(1, window[1:, None]).sum()
+        found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+        squares |= {n: squares[n] + g.square() for n, g in zip(weights, found, strict=True) if g is not None}
+    for name, expected in squares.items():
+        state = states.get((Group((name,)), statistic))
+        assert (state is None) == isinstance(expected, int)  # an expert that no token reached
+        if state is not None:
+            expected = expected.T if kind == "gpt2" else expected
+            torch.testing.assert_close(state.total, expected, rtol=1e-3, atol=1e-6)
 
 
 def test_float_inputs_of_an_expert_are_those_of_the_same_tokens(tmp_path):

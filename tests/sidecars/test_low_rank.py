@@ -144,7 +144,7 @@ def test_settings_out_of_range_are_refused():
     for settings, message in (
         ({"rank": 0}, "rank=0.*at least 1"),
         ({"turns": 0}, "turns=0.*at least 1"),
-        ({"metric": "fisher"}, "metric='fisher'.*identity, diagonal, hessian"),
+        ({"metric": "trace"}, "metric='trace'.*identity, diagonal, hessian"),
         ({"first": "bits"}, "first='bits'.*factors, codes"),
         ({"dtype": "int4"}, "dtype='int4'.*float16, int8"),
     ):

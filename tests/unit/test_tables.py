@@ -208,7 +208,7 @@ def test_planes_decode_as_sums():
 
 BAD = [
     (lambda: ClusteredLevels(9), r"ClusteredLevels\(bits=9\): must be 1 to 8"),
-    (lambda: ClusteredLevels(3, "fisher"), "importance='fisher'.*diagonal"),
+    (lambda: ClusteredLevels(3, "trace"), "importance='trace'.*diagonal"),
     (lambda: SharedLevels(tables=0), "tables=0.*1 to 256"),
     (lambda: SharedLevels().fields(4, 3), "group_size='row'"),
     (lambda: LowRankLevels(2, 4), "rank=4.*1 to 3"),

@@ -28,7 +28,7 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from lowbit.codes.importance import Importance, check_importance, column_costs
+from lowbit.codes.importance import Importance, check_importance, costs_for
 from lowbit.codes.linear import best_theta, costs_of, given
 from lowbit.codes.lookup import as_float16, replaced, working
 from lowbit.core.errors import require
@@ -157,11 +157,15 @@ class BinaryCoding:
         check_importance(self, self.importance)
 
     @property
+    def reads_sensitivity(self) -> bool:
+        return self.importance == "fisher"
+
+    @property
     def bits(self) -> int:
         return self.planes
 
     def costs(self, problem: LayerProblem) -> Tensor | None:
-        return None if self.importance == "none" else column_costs(problem, self.importance).to(problem.weight.dtype)
+        return None if self.importance == "none" else costs_for(self, problem, self.importance)
 
     def fields(self, rows: int, groups: int) -> dict[str, Field]:
         return {"planes": Array((rows, groups, patterns(self.planes, self.digits).shape[1]), torch.float16)}

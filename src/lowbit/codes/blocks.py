@@ -9,7 +9,7 @@ Bits per weight: those of the code inside, and bits / block_size + 64 / (N K).
 Paper: GPTVQ (arXiv 2402.15319), blockwise normalisation. Differs from its code: one range of scales for the layer.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -70,14 +70,15 @@ class BlockScaled:
         span = torch.stack((low, (high - low) / (2**self.bits - 1))).float().to(weight.dtype)
         codes = ((largest.log2() - span[0]) / span[1].clamp_min(1e-30)).round().clamp(0, 2**self.bits - 1)
         side: Side = {"block_scale": codes, "block_range": span}
-        scale = self._scale(side, torch.arange(weight.shape[1]))
-        return {**side, **self.code.fit(LayerProblem(weight / scale, problem.hessian, problem.row_hessian))}
+        scale = self.scale_of(side, torch.arange(weight.shape[1]))
+        sensitivity = None if problem.sensitivity is None else problem.sensitivity * scale.square()
+        return {**side, **self.code.fit(replace(problem, weight=weight / scale, sensitivity=sensitivity))}
 
     def refit(self, side: Side, target: Tensor, columns: Tensor) -> Side:
-        return self.code.refit(side, target / self._scale(side, columns), columns)
+        return self.code.refit(side, target / self.scale_of(side, columns), columns)
 
     def encode(self, target: Tensor, side: Side, columns: Tensor) -> tuple[Tensor, Tensor]:
-        scale = self._scale(side, columns)
+        scale = self.scale_of(side, columns)
         codes, values = self.code.encode(target / scale, side, columns)
         return codes, values * scale
 
@@ -87,9 +88,9 @@ class BlockScaled:
         return encode_tiles(self, weight, target, feedback, side, columns)
 
     def decode(self, codes: Tensor, side: Side, columns: Tensor) -> Tensor:
-        return self.code.decode(codes, side, columns) * self._scale(side, columns)
+        return self.code.decode(codes, side, columns) * self.scale_of(side, columns)
 
-    def _scale(self, side: Side, columns: Tensor) -> Tensor:
+    def scale_of(self, side: Side, columns: Tensor) -> Tensor:
         """The scale of each weight, [N, w]."""
         span = working(side["block_range"])
         storable = (span[0] + span[1] * torch.arange(2**self.bits, dtype=span.dtype)).exp2()

@@ -9,9 +9,9 @@ larger; what is kept is the index of each row's table, so no row has to move.
 
 Bits per weight: b + 16 2^b / g, g the group size or K; shared: b + 16 T 2^b / (N K) + ceil(log2 T) / K.
 Papers: SqueezeLLM (arXiv 2306.07629), JLCM (arXiv 2309.17361). Differs from SqueezeLLM: exact clusters where it takes
-50 Lloyd iterations; the cost of a column instead of a Fisher entry for each weight (with F_ij = G_ii H_jj a row's G_ii
-changes nothing); sparse outliers are a side-car. From JLCM: an index for each row in place of a permutation; codes are
-chosen by the rounder, not by gradients.
+50 Lloyd iterations; sparse outliers are a side-car; beside each weight's Fisher entry its column's H_jj will do, which
+takes no gradients (with F_ij = G_ii H_jj a row's G_ii changes nothing). From JLCM: an index for each row in place of a
+permutation; codes are chosen by the rounder, not by gradients.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowbit.codes.importance import Importance, check_importance, column_costs
+from lowbit.codes.importance import Importance, check_importance, costs_for
 from lowbit.codes.kmeans import k_means
 from lowbit.codes.lookup import as_float16, nearest_codes, replaced, working
 from lowbit.core.errors import require
@@ -34,7 +34,7 @@ _TURNS = 10
 
 @dataclass(frozen=True)
 class ClusteredLevels:
-    """bits: 1 to 8. importance: what an error in each column costs, see `codes.importance`."""
+    """bits: 1 to 8. importance: what an error in each column or weight costs, see `codes.importance`."""
 
     bits: int = 3
     importance: Importance = "diagonal"
@@ -42,8 +42,12 @@ class ClusteredLevels:
     def __post_init__(self) -> None:
         _check(self, self.bits, self.importance)
 
+    @property
+    def reads_sensitivity(self) -> bool:
+        return self.importance == "fisher"
+
     def costs(self, problem: LayerProblem) -> Tensor | None:
-        return _costs(problem, self.importance)
+        return None if self.importance == "none" else costs_for(self, problem, self.importance)
 
     def fields(self, rows: int, groups: int) -> dict[str, Field]:
         return {"table": Array((rows, groups, 2**self.bits), torch.float16)}
@@ -72,8 +76,12 @@ class SharedLevels:
         _check(self, self.bits, self.importance)
         require(1 <= self.tables <= 256, f"SharedLevels(tables={self.tables}): must be 1 to 256.")
 
+    @property
+    def reads_sensitivity(self) -> bool:
+        return self.importance == "fisher"
+
     def costs(self, problem: LayerProblem) -> Tensor | None:
-        return _costs(problem, self.importance)
+        return None if self.importance == "none" else costs_for(self, problem, self.importance)
 
     def fields(self, rows: int, groups: int) -> dict[str, Field]:
         require(groups == 1, "SharedLevels: rows share tables, groups of columns do not. Use group_size='row'.")
@@ -126,7 +134,3 @@ def _errors(rows: Tensor, costs: Tensor, table: Tensor) -> Tensor:
 def _check(part: object, bits: int, importance: Importance) -> None:
     require(isinstance(bits, int) and 1 <= bits <= 8, f"{type(part).__name__}(bits={bits!r}): must be 1 to 8.")
     check_importance(part, importance)
-
-
-def _costs(problem: LayerProblem, importance: Importance) -> Tensor | None:
-    return None if importance == "none" else column_costs(problem, importance).to(problem.weight.dtype)

@@ -35,7 +35,7 @@ class Tables(Protocol):
     def bits(self) -> int: ...
 
     def costs(self, problem: LayerProblem) -> Tensor | None:
-        """What an error in each column costs, [K], or None for all the same."""
+        """What an error in each column costs, [K], or in each weight, [N, K], or None for all the same."""
         ...
 
     def fields(self, rows: int, groups: int) -> dict[str, Field]:
@@ -91,7 +91,7 @@ class Lookup:
 
     def refit(self, side: Side, target: Tensor, columns: Tensor) -> Side:
         importance = side.get("importance")
-        groups, costs = self._grouped(target, None if importance is None else importance[columns])
+        groups, costs = self._grouped(target, None if importance is None else importance[..., columns])
         return self.tables.refit(side, groups, costs, group_of(self.group_size, columns)[:: self.refit_every])
 
     def encode(self, target: Tensor, side: Side, columns: Tensor) -> tuple[Tensor, Tensor]:

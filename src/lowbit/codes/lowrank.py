@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowbit.codes.importance import Importance, check_importance, column_costs
+from lowbit.codes.importance import Importance, check_importance, costs_for
 from lowbit.codes.linear import best_theta, costs_of, given
 from lowbit.codes.lookup import as_float16, replaced, working
 from lowbit.core.errors import require
@@ -46,8 +46,12 @@ class LowRankLevels:
         require(self.turns >= 0, f"LowRankLevels(turns={self.turns}): must be at least 0. Use 8.")
         check_importance(self, self.importance)
 
+    @property
+    def reads_sensitivity(self) -> bool:
+        return self.importance == "fisher"
+
     def costs(self, problem: LayerProblem) -> Tensor | None:
-        return None if self.importance == "none" else column_costs(problem, self.importance).to(problem.weight.dtype)
+        return None if self.importance == "none" else costs_for(self, problem, self.importance)
 
     def fields(self, rows: int, groups: int) -> dict[str, Field]:
         return {

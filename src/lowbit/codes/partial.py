@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lowbit.codes.groups import GroupSize, check_divides, check_group_size, group_of, grouped, side_shape
-from lowbit.codes.importance import Importance, check_importance, column_costs
+from lowbit.codes.importance import Importance, check_importance, costs_for
 from lowbit.codes.lookup import as_float16, replaced, working
 from lowbit.core.errors import require
 from lowbit.core.fields import Array, Bits, Field
@@ -35,7 +35,7 @@ _TOP = 255
 class PartialBinary:
     """fraction: of each row's weights that are salient, above 0 to 1. group_size: columns of a row that share levels.
 
-    importance: of columns, for salience and for levels; "none" ranks weights by magnitude.
+    importance: of columns, or of single weights, for salience and for levels; "none" ranks weights by magnitude.
     """
 
     fraction: float = 0.1
@@ -49,6 +49,10 @@ class PartialBinary:
         require(0 < self.fraction <= 1, f"PartialBinary(fraction={self.fraction}): must be above 0, to 1. Use 0.1.")
         check_group_size(self, self.group_size)
         check_importance(self, self.importance)
+
+    @property
+    def reads_sensitivity(self) -> bool:
+        return self.importance == "fisher"
 
     @property
     def refit_every(self) -> int:
@@ -85,7 +89,7 @@ class PartialBinary:
         return codes
 
     def fit(self, problem: LayerProblem) -> Side:
-        weight, costs = problem.weight, column_costs(problem, self.importance).to(problem.weight.dtype)
+        weight, costs = problem.weight, costs_for(self, problem, self.importance)
         count = self.salient_count(weight.shape[1])
         chosen = (costs * weight.square()).argsort(dim=1, descending=True, stable=True)[:, :count]
         salient = torch.zeros_like(weight, dtype=torch.uint8).scatter(1, chosen, 1)
@@ -100,7 +104,7 @@ class PartialBinary:
         }
 
     def refit(self, side: Side, target: Tensor, columns: Tensor) -> Side:
-        levels = self._levels(target, side["importance"][columns], side["salient"][:, columns])
+        levels = self._levels(target, side["importance"][..., columns], side["salient"][:, columns])
         return replaced(side, {"levels": levels}, group_of(self.group_size, columns)[:: self.refit_every])
 
     def encode(self, target: Tensor, side: Side, columns: Tensor) -> tuple[Tensor, Tensor]:

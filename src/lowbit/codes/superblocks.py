@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowbit.codes.importance import Importance, check_importance, column_costs
+from lowbit.codes.importance import ColumnImportance, check_importance, column_costs
 from lowbit.codes.lookup import as_float16, replaced, working
 from lowbit.core.errors import require
 from lowbit.core.fields import Array, Bits, Field
@@ -43,7 +43,7 @@ class SuperBlocks:
     scale_bits: int = 6
     count: int = 8
     symmetric: bool = False
-    importance: Importance = "conditional"
+    importance: ColumnImportance = "conditional"
     smallest: float = 0.5
     steps: int = 20
 
@@ -57,7 +57,7 @@ class SuperBlocks:
         require(self.count >= 1, f"SuperBlocks(count={self.count}): must be at least 1. Use 8.")
         require(0 < self.smallest <= 1, f"SuperBlocks(smallest={self.smallest}): must be in (0, 1]. Use 0.5.")
         require(self.steps >= 1, f"SuperBlocks(steps={self.steps}): must be at least 1. Use 20.")
-        check_importance(self, self.importance)
+        check_importance(self, self.importance, ColumnImportance)
 
     @property
     def zero(self) -> int:

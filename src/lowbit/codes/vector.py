@@ -24,7 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lowbit.codes.importance import DAMPING, Importance, check_importance, column_costs
+from lowbit.codes.importance import DAMPING, ColumnImportance, check_importance, column_costs
 from lowbit.codes.kmeans import k_means
 from lowbit.core.errors import BadRequest, require
 from lowbit.core.fields import Array, Bits, Field
@@ -52,7 +52,7 @@ class VectorCodebook:
     residual_bits: int = 0
     along: Literal["inputs", "outputs"] = "inputs"
     group_size: int | Literal["tensor"] = "tensor"
-    importance: Importance = "conditional"
+    importance: ColumnImportance = "conditional"
     codebooks: Literal["dynamic", "static"] = "static"
 
     def __post_init__(self) -> None:
@@ -69,7 +69,7 @@ class VectorCodebook:
             ("codebooks", self.codebooks, ("dynamic", "static")),
         ):
             require(value in allowed, f"{name}({field}={value!r}): must be one of {', '.join(allowed)}.")
-        check_importance(self, self.importance)
+        check_importance(self, self.importance, ColumnImportance)
         sized = isinstance(self.group_size, int) and self.group_size >= 1 and self.group_size % self.tile[1] == 0
         require(
             sized or self.group_size == "tensor",

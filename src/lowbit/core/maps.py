@@ -123,6 +123,13 @@ class Product:
         return Product(self.before.transpose(), self.after.transpose())
 
 
+def keeps_features_apart(map: LinearMap) -> bool:
+    """Whether every feature of the outcome is one feature, scaled: orders, scales and products of them."""
+    if isinstance(map, Product):
+        return keeps_features_apart(map.after) and keeps_features_apart(map.before)
+    return map.is_diagonal or map.is_permutation
+
+
 def compose(after: LinearMap, before: LinearMap) -> LinearMap:
     """The map `after(before(x))`, without carrying identities along."""
     if isinstance(before, Identity):

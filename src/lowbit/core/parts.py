@@ -23,6 +23,7 @@ Observable = Literal[
     "mixing",
     "output_curvature",
     "output_gradients",
+    "weight_gradients",
 ]
 """What can be seen of a layer while a batch of S calibration windows of T tokens runs. Float32 unless said otherwise.
 
@@ -39,12 +40,16 @@ Of a layer that feeds attention, and missing for every other:
                             (`pipeline.attention`)
 Of the original model's loss, in records of their own that hold nothing else:
     output_gradients [t, N]  of the summed loss of next tokens by the layer's outputs
+    weight_gradients [S, N, K]  of each window's summed loss of next tokens by the layer's weight
 """
 
 Observed = Mapping[Observable, Tensor]
 """A record of one batch: the observables that a statistic reads, no others."""
 
-OF_ONE_LAYER: frozenset[Observable] = frozenset({"mixing", "output_curvature", "output_gradients"})
+GRADIENTS: frozenset[Observable] = frozenset({"output_gradients", "weight_gradients"})
+"""Observables that take a backward pass of the original model."""
+
+OF_ONE_LAYER: frozenset[Observable] = GRADIENTS | {"mixing", "output_curvature"}
 """Observables in which layers that share an input differ."""
 
 
@@ -77,6 +82,17 @@ class Statistic(Protocol):
     def tokens(self, state: Any) -> int:
         """How many tokens the state has seen."""
         ...
+
+
+@runtime_checkable
+class Sensitive(Protocol):
+    """A part that may look at the sensitivity of single weights, `LayerProblem.sensitivity`.
+
+    Whoever looks and finds none raises BadRequest; `Recipe.check` sees that a statistic gathers it for somebody.
+    """
+
+    @property
+    def reads_sensitivity(self) -> bool: ...
 
 
 @runtime_checkable

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowbit.core.errors import require
+from lowbit.core.errors import BadRequest, require
 from lowbit.core.symmetric import quadratic_form
 
 
@@ -22,11 +22,14 @@ class LayerProblem:
     weight: [N, K], float32 or float64, finite.
     hessian: [K, K], symmetric positive semi-definite, float64 (float32 is accepted); no factor 2.
     row_hessian: [N, N] likewise, or None for the identity.
+    sensitivity: [N, K], not negative, or None where it is not known: what it costs to change single weights, for parts
+        that ask (`core.parts.Sensitive`). It is no part of the loss.
     """
 
     weight: Tensor
     hessian: Tensor
     row_hessian: Tensor | None = None
+    sensitivity: Tensor | None = None
 
     def __post_init__(self) -> None:
         n, k = self.weight.shape
@@ -38,10 +41,23 @@ class LayerProblem:
             self.row_hessian is None or self.row_hessian.shape == (n, n),
             f"LayerProblem: weight is [{n}, {k}], so the row_hessian must be [{n}, {n}].",
         )
+        require(
+            self.sensitivity is None or self.sensitivity.shape == (n, k),
+            f"LayerProblem: weight is [{n}, {k}], and so must be the sensitivity of its weights.",
+        )
 
     @property
     def shape(self) -> tuple[int, int]:
         return self.weight.shape[0], self.weight.shape[1]
+
+    def sensitivity_for(self, part: object) -> Tensor:
+        """The sensitivity [N, K]; raises BadRequest, naming `part`, where it is not known."""
+        if self.sensitivity is None:
+            raise BadRequest(
+                f"{type(part).__name__} needs the sensitivity of single weights. Use statistic=FisherDiagonal, and "
+                "beside codes that look at it no transform that mixes weights (order and scales do not)."
+            )
+        return self.sensitivity
 
     def loss(self, w_hat: Tensor) -> float:
         """The proxy loss of approximating the weight by `w_hat` [N, K]; computed in float64."""

@@ -1,12 +1,13 @@
 """A recipe: the frozen product of parts. It has no behaviour; `quantize_layer` is what is done with it."""
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lowbit.core.errors import require
+from lowbit.core.errors import BadRequest, require
 from lowbit.core.fields import Field
-from lowbit.core.parts import Code, Rounder, Shaped, SideCar, Statistic, Transform, code_at
+from lowbit.core.parts import Code, Rounder, Sensitive, Shaped, SideCar, Statistic, Transform, code_at
 
 Refresh = Literal["input", "block"]
 
@@ -39,7 +40,8 @@ class Recipe:
         return code_at(self.code, shape)
 
     def check(self, shape: tuple[int, int]) -> None:
-        """Raise BadRequest where a layer [N, K] does not fit the parts."""
+        """Raise BadRequest where a layer [N, K] does not fit the parts, or a part not the others."""
+        self._check_sensitivity()
         self.transform.check(shape)
         self.code_at(shape).check(shape)
         if self.side_car is not None:
@@ -59,6 +61,30 @@ class Recipe:
             )
             merged |= fields
         return merged
+
+    def _check_sensitivity(self) -> None:
+        """The sensitivity of single weights is gathered where a part looks at it, and only there."""
+        statistic, gathered = type(self.statistic).__name__, "weight_gradients" in self.statistic.reads
+        looking = [part for part in _parts(self) if isinstance(part, Sensitive) and part.reads_sensitivity]
+        if looking and not gathered:
+            raise BadRequest(
+                f"Recipe {self.name}: {type(looking[0]).__name__} looks at the sensitivity of single weights, which "
+                f"{statistic} does not gather. Use statistic=FisherDiagonal(statistic)."
+            )
+        if gathered and not looking:
+            raise BadRequest(
+                f"Recipe {self.name}: {statistic} gathers the sensitivity of single weights, and no part looks at it. "
+                'Use another statistic, or a part that does, such as ClusteredLevels(importance="fisher").'
+            )
+
+
+def _parts(part: object) -> Iterator[object]:
+    """A part and all parts in it."""
+    yield part
+    if dataclasses.is_dataclass(part):
+        for held in (getattr(part, f.name) for f in dataclasses.fields(part)):
+            for one in held if isinstance(held, tuple) else (held,):
+                yield from _parts(one)
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from lowbit.core.maps import Identity, LinearMap, Permutation
+from lowbit.core.maps import Identity, LinearMap, Permutation, keeps_features_apart
 from lowbit.core.problem import LayerProblem
 from lowbit.core.symmetric import symmetrize
 
@@ -65,7 +65,7 @@ class FittedTransform:
     parts: tuple["FittedTransform", ...] = ()
 
     def forward(self, problem: LayerProblem) -> LayerProblem:
-        """The same problem in the new coordinates."""
+        """The same problem in the new coordinates; the sensitivity of weights is unknown once they are mixed."""
         back = self.right.inverse().transpose()
         weight = self.left.apply(back.apply(problem.weight).T).T.contiguous()
         hessian = problem.hessian
@@ -75,7 +75,14 @@ class FittedTransform:
         if row_hessian is not None:
             out = self.left.inverse().transpose()
             row_hessian = out.apply(out.apply(row_hessian).T)
-        return LayerProblem(weight, hessian, row_hessian)
+        return LayerProblem(weight, hessian, row_hessian, self._sensitivity(problem.sensitivity))
+
+    def _sensitivity(self, before: Tensor | None) -> Tensor | None:
+        """A gradient by W' is L^-T g R^T; where L and R keep weights apart, so are the roots of its mean squares."""
+        if before is None or not (keeps_features_apart(self.left) and keeps_features_apart(self.right)):
+            return None
+        out = self.left.inverse().transpose()
+        return out.apply(self.right.apply(before.sqrt()).T).T.square().contiguous()
 
     def undo(self, weight: Tensor) -> Tensor:
         """[N, K] in the new coordinates back to the layer's own: W = L^-1 W' R."""

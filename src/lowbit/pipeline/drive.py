@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from lowbit.core.errors import LowbitError
 from lowbit.core.layer import QuantizedLayer, quantize_layer
-from lowbit.core.parts import OF_ONE_LAYER, Observable, Statistic
+from lowbit.core.parts import GRADIENTS, OF_ONE_LAYER, Observable, Statistic
 from lowbit.core.problem import LayerProblem
 from lowbit.core.random import stream
 from lowbit.core.records import Outcome
@@ -94,7 +94,7 @@ class _Hidden:
 def quantize_blocks(run: Run) -> Tensor:
     """Quantize every planned layer; returns the check's logits [1, T, vocabulary] by the quantized model."""
     reads = run.reads
-    gradients = _gradients(run) if "output_gradients" in reads else {}
+    gradients = _gradients(run) if reads & GRADIENTS else {}
     hidden = _embed(run, "float_inputs" in reads)
     counts = _token_counts(run.windows)
     done = 0
@@ -120,7 +120,7 @@ def _token_counts(windows: Tensor) -> Tensor:
 
 def _gradients(run: Run) -> States:
     """The states of statistics that read gradients; none where all their layers are finished."""
-    reading = [layer for layer in run.plan.layers if "output_gradients" in layer.recipe.statistic.reads]
+    reading = [layer for layer in run.plan.layers if layer.recipe.statistic.reads & GRADIENTS]
     if all(_finished(run, layer.name) for layer in reading):
         return {}
     wanted = {layer.name: layer.recipe.statistic for layer in reading}

@@ -18,7 +18,7 @@ import torch
 
 from lowbit.core.errors import BadRequest
 from lowbit.core.layer import quantize_layer
-from lowbit.core.parts import Observable
+from lowbit.core.parts import GRADIENTS, Observable
 from lowbit.core.problem import LayerProblem
 from lowbit.core.recipe import Recipe
 from lowbit.pipeline.activations import ATTENTION_PAIRS, batches
@@ -130,7 +130,7 @@ def seconds_per_weight(recipe: Recipe, shape: tuple[int, int]) -> float:
 def _trial(recipe: Recipe, shape: tuple[int, int]) -> float:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(shape, generator=generator)
-    problem = LayerProblem(weight, torch.eye(shape[1], dtype=torch.float64))
+    problem = LayerProblem(weight, torch.eye(shape[1], dtype=torch.float64), sensitivity=torch.ones_like(weight))
     started = time.perf_counter()
     quantize_layer(problem, recipe, generator)
     return time.perf_counter() - started
@@ -213,8 +213,9 @@ def _solve_memory(layer: LayerWork) -> int:
 
 
 def _gradient_memory(work: Workload) -> int:
-    """The whole model and its row Hessians, where gradients are looked at."""
-    if "output_gradients" not in work.reads:
+    """The whole model, its row Hessians and its weights' sensitivity, where gradients are looked at."""
+    if not work.reads & GRADIENTS:
         return 0
     rows = sum(x.shape[0] ** 2 for x in work.layers if "output_gradients" in x.recipe.statistic.reads)
-    return 8 * rows + 4 * sum(block.weights for block in work.blocks)
+    squares = sum(math.prod(x.shape) for x in work.layers if "weight_gradients" in x.recipe.statistic.reads)
+    return 8 * rows + 4 * squares + 4 * sum(block.weights for block in work.blocks)

@@ -1,14 +1,18 @@
-"""Which outputs the loss minds: one backward pass of the original model over the calibration windows.
+"""Which outputs and weights the loss minds: one backward pass of the original model over the calibration windows.
 
 The loss is the summed negative log likelihood of the windows' own next tokens, so the gradients of a layer's outputs
 are those of the empirical Fisher information. A batch's gradients go straight into the statistics that read them and
 are dropped; only the reductions are kept. The whole model is in memory at once, in float32, and nothing is spilled:
 this is for models that fit.
 
-Cost: three times a forward pass over the windows; S T N floats for each layer while a batch runs.
+A weight's gradient is g^T x in the outputs' gradients g and the inputs x of that same pass; it is taken window by
+window, for squares of single windows are wanted.
+
+Cost: three times a forward pass over the windows, four where weights count; S T N floats for each layer while a batch
+runs, and S T K for those whose weights count.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -17,7 +21,7 @@ from torch import Tensor, nn
 
 from lowbit.core.errors import BadRequest
 from lowbit.core.parts import Statistic
-from lowbit.pipeline.activations import batches
+from lowbit.pipeline.activations import BATCH_TOKENS, batches
 from lowbit.pipeline.capture import Group
 from lowbit.pipeline.observe import States
 from lowbit.pipeline.source import SourceModel
@@ -30,29 +34,40 @@ def gather_gradients(
     source.load(source.model, "")
     source.model.tie_weights()
     states: States = {}
-    for batch in batches(*windows.shape):
-        for name, (k, gradient) in _output_gradients(source.model, windows[batch], wanted).items():
+    weighed = frozenset(name for name, statistic in wanted.items() if "weight_gradients" in statistic.reads)
+    together = 1 if weighed else BATCH_TOKENS
+    for batch in batches(len(windows), windows.shape[1], together):
+        for name, (x, gradient) in _gradients(source.model, windows[batch], wanted, weighed).items():
             if not bool(torch.isfinite(gradient).all()):
                 raise BadRequest(
                     f"{name}: gradients hold NaN or Inf in one of the windows {batch.start} to {batch.stop - 1}. "
                     "Look at that window's text, or at the model's weights."
                 )
-            key = Group((name,)), wanted[name]
+            statistic = wanted[name]
+            key = Group((name,)), statistic
             state = states.get(key)
-            state = wanted[name].init(k) if state is None else state
-            states[key] = wanted[name].update(state, {"output_gradients": gradient})
+            state = statistic.init(x.shape[1]) if state is None else state
+            if "output_gradients" in statistic.reads:
+                state = statistic.update(state, {"output_gradients": gradient})
+            if name in weighed:
+                state = statistic.update(state, {"weight_gradients": (gradient.T @ x)[None]})
+            states[key] = state
         progress(batch.stop)
     source.release(source.model)
     return states
 
 
-def _output_gradients(model: nn.Module, ids: Tensor, wanted: Mapping[str, Statistic]) -> dict[str, tuple[int, Tensor]]:
-    """Inputs K and gradients [t, N] of those layers that any token reached."""
-    outputs: dict[str, tuple[int, Tensor]] = {}
+def _gradients(
+    model: nn.Module, ids: Tensor, wanted: Iterable[str], weighed: frozenset[str]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Inputs [t, K] and outputs' gradients [t, N] of those layers that any token reached; none of the inputs' tokens
+    where a layer is not in `weighed`."""
+    outputs: dict[str, tuple[Tensor, Tensor]] = {}
 
     def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-            outputs[name] = args[0].shape[-1], output
+            x = args[0].detach()
+            outputs[name] = x if name in weighed else x.new_empty(0, x.shape[-1]), output
 
         return hook
 
@@ -66,4 +81,4 @@ def _output_gradients(model: nn.Module, ids: Tensor, wanted: Mapping[str, Statis
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
         found = torch.autograd.grad(loss, [output for _, output in outputs.values()])
     pairs = zip(outputs.items(), found, strict=True)
-    return {name: (k, gradient.reshape(-1, gradient.shape[-1])) for (name, (k, _)), gradient in pairs}
+    return {name: (x.flatten(0, -2), gradient.flatten(0, -2)) for (name, (x, _)), gradient in pairs}

@@ -5,6 +5,7 @@ Each docstring names the paper, the exact bits per weight and what differs from 
 
 from lowbit.core.recipe import to_dict as to_dict
 from lowbit.recipes.beside import easyquant as easyquant
+from lowbit.recipes.beside import gwq as gwq
 from lowbit.recipes.beside import lorc as lorc
 from lowbit.recipes.beside import lq_lora as lq_lora
 from lowbit.recipes.beside import owq as owq

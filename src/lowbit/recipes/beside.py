@@ -10,8 +10,16 @@ from typing import Literal
 from lowbit.core.recipe import Recipe, Refresh
 from lowbit.recipes.scalar import GroupSize, RangeName, optq
 from lowbit.rounding import CoordinateDescent, Ldlq, Nearest
-from lowbit.sidecars import HardThresholding, KeptColumns, LowRank, Magnitude, RoundingCost, SparseOutliers
-from lowbit.statistics import Isotropic
+from lowbit.sidecars import (
+    HardThresholding,
+    KeptColumns,
+    LowRank,
+    Magnitude,
+    RoundingCost,
+    Sensitivity,
+    SparseOutliers,
+)
+from lowbit.statistics import FisherDiagonal, Isotropic
 
 
 def owq(
@@ -137,6 +145,36 @@ def easyquant(bits: int = 4, fraction: float = 0.0027, group_size: GroupSize = "
     return replace(base, name="easyquant", statistic=Isotropic(), rounder=Nearest(), side_car=side_car)
 
 
+def gwq(
+    bits: int = 3,
+    fraction: float = 0.01,
+    group_size: GroupSize = 16,
+    range: RangeName = "minmax",
+    refresh: Refresh = "input",
+) -> Recipe:
+    """GWQ: the weights with the largest gradients stay in float16, all others are rounded to nearest in small groups.
+
+    Paper: Shao, Gu, Chen, et al.: GWQ: Gradient-Aware Weight Quantization for Large Language Models, 2024, arXiv
+    2411.00850.
+
+    Bits per weight: b + (16 + b) / g + f (16 + i) + ceil(log2(K + 1)) / K, f the fraction of outliers.
+
+    Differs from the paper (no code is public): root mean square gradients of all calibration windows, where theirs is
+    the magnitude in one (--samples 1 is that); the fraction is that of each layer; scales are float16; the outliers'
+    values are refitted to the layer's outputs.
+
+    Args:
+        bits: 1 to 8.
+        fraction: of the weights that are kept apart, above 0 to 1.
+        group_size: columns of a row that share a scale; "row" or -1 for the whole row, "tensor" for the whole layer.
+        range: end points by "minmax", by searched mean error ("mse", |error|^2.4), or weighted by the "hessian".
+        refresh: "input" recomputes inputs after each group of layers that share one, "block" once per decoder block.
+    """
+    base = optq(bits, group_size, static_groups=True, range=range, refresh=refresh)
+    side_car = SparseOutliers(Sensitivity(), fraction)
+    return replace(base, name="gwq", statistic=FisherDiagonal(), rounder=Nearest(), side_car=side_car)
+
+
 def lorc(
     bits: int = 4,
     rank: int = 8,
@@ -177,7 +215,7 @@ def lq_lora(
     bits: int = 3,
     rank: int = 8,
     turns: int = 8,
-    metric: Literal["identity", "diagonal", "hessian"] = "diagonal",
+    metric: Literal["identity", "diagonal", "hessian", "fisher"] = "diagonal",
     dtype: Literal["float16", "int8"] = "float16",
     group_size: GroupSize = 64,
     refresh: Refresh = "input",
@@ -189,19 +227,22 @@ def lq_lora(
 
     Bits per weight: b + (16 + b) / g + 16 r (N + K) / (N K), 8 r (N + K + 4) / (N K) for int8 factors.
 
-    Differs from the authors' code: an integer grid where theirs is NormalFloat; weights of the errors from diag(H),
-    where theirs come from the Fisher information; all turns are taken, where theirs stop at the first that is worse.
-    Finetuning and the choice of bits are left out.
+    Differs from the authors' code: an integer grid where theirs is NormalFloat; weights of the errors from diag(H)
+    unless the metric is "fisher", as theirs; all turns are taken and the best is that of the least proxy loss, where
+    theirs stop at the first whose weighted error is larger. Finetuning and the choice of bits are left out.
 
     Args:
         bits: 1 to 8.
         rank: of the correction, r; 64 in the paper.
         turns: of rounding and factoring.
-        metric: the errors that count: "identity" for those of the weights, "diagonal" for weights times diag(H) (the
-            paper's data-aware variant), "hessian" for those of the outputs.
+        metric: the errors that count: "identity" for those of the weights, "fisher" for those of rows and columns that
+            the loss minds (the paper's data-aware variant; takes a backward pass of the whole model), "diagonal" for
+            weights times diag(H), its like without gradients, "hessian" for those of the outputs.
         dtype: of the factors, "float16" or "int8".
         group_size: columns of a row that share a scale; "row" or -1 for the whole row, "tensor" for the whole layer.
         refresh: "input" recomputes inputs after each group of layers that share one, "block" once per decoder block.
     """
     base = optq(bits, group_size, static_groups=True, refresh=refresh)
-    return replace(base, name="lq_lora", rounder=Nearest(), side_car=LowRank(rank, metric, dtype, turns))
+    statistic = FisherDiagonal() if metric == "fisher" else base.statistic
+    side_car = LowRank(rank, metric, dtype, turns)
+    return replace(base, name="lq_lora", statistic=statistic, rounder=Nearest(), side_car=side_car)

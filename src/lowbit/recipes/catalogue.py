@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from lowbit.core.errors import BadRequest
 from lowbit.core.recipe import Recipe, to_dict
-from lowbit.recipes.beside import easyquant, lorc, lq_lora, owq, quantease_outlier, spqr
+from lowbit.recipes.beside import easyquant, gwq, lorc, lq_lora, owq, quantease_outlier, spqr
 from lowbit.recipes.binary import db_llm, gptqt, pb_llm
 from lowbit.recipes.calibrated import boa, qronos, rsq
 from lowbit.recipes.expression import SLOTS, with_parts
@@ -36,6 +36,7 @@ _METHODS: tuple[Callable[..., Recipe], ...] = (
     quantease_outlier,
     spqr,
     easyquant,
+    gwq,
     lorc,
     lq_lora,
     qronos,

@@ -6,31 +6,61 @@ g is the group size, or K for "row"; K inputs, N outputs.
 from typing import Literal
 
 from lowbit.codes import BlockScaled, ClusteredLevels, Lookup, LowRankLevels, SharedLevels, VectorCodebook
+from lowbit.core.errors import require
 from lowbit.core.recipe import Recipe, Refresh
 from lowbit.recipes.scalar import GroupSize, whole_row
 from lowbit.rounding import Ldlq, Nearest
-from lowbit.statistics import SecondMoment
+from lowbit.sidecars import Magnitude, Sensitivity, SparseOutliers, TwoCriteria
+from lowbit.sidecars.criteria import Criterion
+from lowbit.statistics import FisherDiagonal, SecondMoment
 from lowbit.transforms import NoTransform
 
 
-def squeezellm(bits: int = 3, group_size: GroupSize = "row") -> Recipe:
-    """SqueezeLLM's dense part: free levels for each row by sensitivity-weighted k-means.
+def squeezellm(
+    bits: int = 3,
+    outliers: float = 0.0045,
+    sensitive: float = 0.0005,
+    importance: Literal["fisher", "diagonal"] = "fisher",
+    group_size: GroupSize = "row",
+    refresh: Refresh = "input",
+) -> Recipe:
+    """SqueezeLLM: free levels for each row by sensitivity-weighted k-means, and the odd weights kept apart.
 
     Paper: Kim, Hooper, Gholami, Dong, Li, Shen, Mahoney, Keutzer: SqueezeLLM: Dense-and-Sparse Quantization, ICML
     2024, arXiv 2306.07629.
 
-    Bits per weight: b + 16 2^b / g.
+    Bits per weight: b + 16 2^b / g, and with f = outliers + sensitive above zero f (16 + i) + ceil(log2(K + 1)) / K,
+    i = ceil(log2 K).
 
-    Differs from the authors' code: sensitivity is diag(H) of the layer's inputs, where theirs is the squared gradient
-    of each weight; clusters are the best there are, where theirs are 50 Lloyd iterations from k-means++; outliers are
-    a side-car, not chosen here.
+    Differs from the authors' code: clusters are the best there are, where theirs are 50 Lloyd iterations from
+    k-means++; fixed fractions of every layer are kept apart, where theirs lie beyond a threshold in quartiles that is
+    tuned for the model; their values are refitted to the layer's outputs.
 
     Args:
         bits: 1 to 8.
+        outliers: fraction of the weights that are kept apart for their size, 0 to 1.
+        sensitive: fraction that are kept apart for their sensitivity, before those; 0 to 1, zero without gradients.
+        importance: what counts for levels and as sensitivity: "fisher", squared gradients of single weights, which
+            takes a backward pass of the whole model, or "diagonal", diag(H) of the layer's inputs.
         group_size: columns of a row that share a table; "row" or -1 for the whole row, "tensor" for the whole layer.
+        refresh: "input" recomputes inputs after each group of layers that share one, "block" once per decoder block.
     """
-    code = Lookup(ClusteredLevels(bits, "diagonal"), whole_row(group_size), "static")
-    return Recipe("squeezellm", SecondMoment(), NoTransform(), code, Nearest())
+    code = Lookup(ClusteredLevels(bits, importance), whole_row(group_size), "static")
+    require(
+        min(outliers, sensitive) >= 0,
+        f"squeezellm(outliers={outliers}, sensitive={sensitive}): must not be negative. Use 0.0045 and 0.0005.",
+    )
+    require(
+        importance == "fisher" or not sensitive,
+        f'squeezellm(sensitive={sensitive}): which weights are sensitive takes importance="fisher" to tell. Use 0.',
+    )
+    statistic = FisherDiagonal() if importance == "fisher" else SecondMoment()
+    criterion: Criterion = Sensitivity() if sensitive else Magnitude()
+    if sensitive and outliers:
+        criterion = TwoCriteria(Sensitivity(), sensitive, Magnitude())
+    kept = outliers + sensitive
+    side_car = SparseOutliers(criterion, kept) if kept else None
+    return Recipe("squeezellm", statistic, NoTransform(), code, Nearest(), side_car, refresh)
 
 
 def jlcm(bits: int = 2, tables: int = 16, damping: float = 0.01, refresh: Refresh = "input") -> Recipe:

@@ -56,7 +56,7 @@ class MagR:
         )
 
     def round(self, problem: LayerProblem, code: Code) -> Rounded:
-        shrunk = LayerProblem(self.shrunk(problem), problem.hessian, problem.row_hessian)
+        shrunk = replace(problem, weight=self.shrunk(problem))
         return replace(self.rounder.round(shrunk, code), guarantee=None)  # which is about the shrunk weight
 
     def shrunk(self, problem: LayerProblem) -> Tensor:

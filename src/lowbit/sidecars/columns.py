@@ -102,7 +102,8 @@ class KeptColumns:
         # A difference of large numbers: the diagonal of what the kept inputs explain entirely may end below zero.
         hessian.diagonal().clamp_(min=0)
         hessian[kept, kept] = _NEXT_TO_NOTHING * hessian.diagonal().mean()
-        return LayerProblem(weight, (hessian + hessian.T) / 2, problem.row_hessian)
+        sensitivity = None if problem.sensitivity is None else problem.sensitivity.index_fill(1, kept, 0)
+        return LayerProblem(weight, (hessian + hessian.T) / 2, problem.row_hessian, sensitivity)
 
     def fit(self, problem: LayerProblem, correction: Correction, w_hat: Tensor) -> Columns:
         assert isinstance(correction, Columns)

@@ -1,7 +1,8 @@
 """Which weights are outliers: a score for each, of which the largest are kept apart.
 
-Papers name their own: the size of the weight (EasyQuant, arXiv 2403.02775; QuantEase, arXiv 2309.01885), or what
-rounding it costs (SpQR, arXiv 2306.03078).
+Papers name their own: the size of the weight (EasyQuant, arXiv 2403.02775; QuantEase, arXiv 2309.01885), what rounding
+it costs (SpQR, arXiv 2306.03078), the gradient (GWQ, arXiv 2411.00850), or first its square and then the size
+(SqueezeLLM, arXiv 2306.07629).
 """
 
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from lowbit.core.errors import require
 from lowbit.core.linalg import check_damping, unit_upper_factor
 from lowbit.core.parts import Code, Shaped, code_at
 from lowbit.core.problem import LayerProblem
+from lowbit.sidecars.sparse import largest_entries
 
 
 @runtime_checkable
@@ -36,6 +38,44 @@ class Magnitude:
 
     def scores(self, problem: LayerProblem) -> Tensor:
         return (problem.weight - problem.weight.mean()).abs()
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """The mean square of the loss's gradient by the weight, whatever its size and its rounding."""
+
+    @property
+    def reads_sensitivity(self) -> bool:
+        return True
+
+    def check(self, shape: tuple[int, int]) -> None:
+        pass
+
+    def scores(self, problem: LayerProblem) -> Tensor:
+        return problem.sensitivity_for(self)
+
+
+@dataclass(frozen=True)
+class TwoCriteria:
+    """The largest by `first`, `fraction` of the layer's weights, and after them all others by `second`.
+
+    fraction: above 0 and below 1; where a side-car takes no more, `second` decides nothing.
+    """
+
+    first: "Criterion"
+    fraction: float
+    second: "Criterion"
+
+    def __post_init__(self) -> None:
+        require(0 < self.fraction < 1, f"TwoCriteria(fraction={self.fraction}): must be above 0 and below 1.")
+
+    def check(self, shape: tuple[int, int]) -> None:
+        self.first.check(shape)
+        self.second.check(shape)
+
+    def scores(self, problem: LayerProblem) -> Tensor:
+        chosen = largest_entries(self.first.scores(problem), round(self.fraction * problem.weight.numel()))
+        return self.second.scores(problem).masked_fill(chosen, torch.inf)
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,10 @@ The best correction of rank r for the error E = W - Q is its projection on the r
 
     A B = U U^T E,      U [N, r]: the leading eigenvectors of E M E^T
 
-where the metric M says which errors count: M = I (the SVD of E, LoRC), M = diag(H) (LQ-LoRA's row and column weights,
-which for weights w_ij = H_jj are exactly this), or M = H, the loss itself. This is SVD(E M^1/2) M^-1/2 without a square
-root or an inverse of M. With more turns codes and factors alternate, and the best turn is kept.
+where the metric M says which errors count: M = I (the SVD of E, LoRC), M = diag(H), or M = H, the loss itself. This is
+SVD(E M^1/2) M^-1/2 without a square root or an inverse of M. LQ-LoRA weighs rows, too: with R and M the diagonals of
+the rows' and the columns' mean sensitivity F_ij ("fisher"), the best correction for tr(R E M E^T) is that of R^1/2 E,
+its rows scaled back. With more turns codes and factors alternate, and the best turn is kept.
 
 The factors may also come first, for E = W: the codes then round what is left of W, whose range is smaller where W has
 large regular components. On the layers of two small models (3 bits, ranks 2 and 8, one to eight turns, to nearest or
@@ -21,7 +22,7 @@ replaced only where that lowers the loss; all turns are taken.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -33,12 +34,14 @@ from lowbit.core.parts import Correction
 from lowbit.core.problem import LayerProblem
 from lowbit.sidecars.half import as_half, no_worse
 
-Metric = Literal["identity", "diagonal", "hessian"]
+Metric = Literal["identity", "diagonal", "hessian", "fisher"]
 
 # Subspace iteration: steps, and vectors beyond twice the rank. Layers no larger than that are solved exactly.
 _STEPS = 8
 _SPARE = 32
 _LARGEST_INT8 = 127
+# Of a row over the mean of all rows: rows that the loss does not mind are scaled back from there.
+_LEAST_SENSITIVITY = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,11 +79,15 @@ class LowRank:
         require(self.rank >= 1, f"LowRank(rank={self.rank}): must be at least 1. Use 8.")
         require(self.turns >= 1, f"LowRank(turns={self.turns}): must be at least 1.")
         for name, value, known in (
-            ("metric", self.metric, ("identity", "diagonal", "hessian")),
+            ("metric", self.metric, get_args(Metric)),
             ("dtype", self.dtype, ("float16", "int8")),
             ("first", self.first, ("factors", "codes")),
         ):
             require(value in known, f"LowRank({name}={value!r}): must be one of {', '.join(known)}.")
+
+    @property
+    def reads_sensitivity(self) -> bool:
+        return self.metric == "fisher"
 
     def check(self, shape: tuple[int, int]) -> None:
         require(
@@ -99,8 +106,10 @@ class LowRank:
     def fit(self, problem: LayerProblem, correction: Correction, w_hat: Tensor) -> Factors:
         assert isinstance(correction, Factors)
         error = (problem.weight - w_hat).double()
-        directions = _leading(error, _metric(problem, self.metric), self.rank)
-        right = directions.T @ error
+        metric, rows = self._metrics(problem)
+        directions = _leading(rows * error, metric, self.rank)
+        right = directions.T @ (rows * error)
+        directions = directions / rows
         # The square root of each component's size on either side keeps both away from float16's limits.
         size = right.norm(dim=1).clamp_min(torch.finfo(right.dtype).tiny).sqrt()
         return no_worse(problem, w_hat, correction, self._factors(directions * size, right / size[:, None]))
@@ -125,6 +134,21 @@ class LowRank:
             right = right * stored["low_rank_right_scale"].float()[:, None]
         return Factors(left, right, stored)
 
+    def _metrics(self, problem: LayerProblem) -> tuple[Tensor, Tensor]:
+        """M [K, K], and R^1/2 [N, 1] over its mean square."""
+        hessian, rows = problem.hessian.double(), torch.ones(problem.shape[0], 1, dtype=torch.float64)
+        match self.metric:
+            case "identity":
+                return torch.eye(len(hessian), dtype=hessian.dtype), rows
+            case "diagonal":
+                return hessian.diagonal().diag(), rows
+            case "hessian":
+                return hessian, rows
+        sensitivity = problem.sensitivity_for(self).double()
+        if bool(sensitivity.any()):
+            rows = (sensitivity.mean(1, keepdim=True) / sensitivity.mean()).clamp_min(_LEAST_SENSITIVITY).sqrt()
+        return sensitivity.mean(0).diag(), rows
+
     def _factors(self, left: Tensor, right: Tensor) -> Factors:
         """Factors rounded to what is stored."""
         n, k = len(left), right.shape[1]
@@ -143,14 +167,6 @@ class LowRank:
         scale = as_half(largest / _LARGEST_INT8, self).clamp_min(2.0**-14)
         codes = (vectors / scale[:, None]).round().clamp(-_LARGEST_INT8, _LARGEST_INT8)
         return codes.to(torch.int8), scale
-
-
-def _metric(problem: LayerProblem, name: Metric) -> Tensor:
-    """M, [K, K]."""
-    hessian = problem.hessian.double()
-    if name == "hessian":
-        return hessian
-    return torch.eye(len(hessian), dtype=hessian.dtype) if name == "identity" else hessian.diagonal().diag()
 
 
 def _leading(error: Tensor, metric: Tensor, rank: int) -> Tensor:

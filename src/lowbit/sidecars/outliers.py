@@ -63,7 +63,12 @@ class SparseOutliers:
         return sparse(as_half(problem.weight * mask, self), mask)
 
     def rest(self, problem: LayerProblem, correction: Correction) -> LayerProblem:
-        return replace(problem, weight=problem.weight - correction.dense())
+        """The codes' weights at the outliers are zero, and what they make of them costs nothing."""
+        assert isinstance(correction, SparseMatrix)
+        sensitivity = problem.sensitivity
+        if sensitivity is not None:
+            sensitivity = sensitivity.masked_fill(correction.mask(), 0)
+        return replace(problem, weight=problem.weight - correction.dense(), sensitivity=sensitivity)
 
     def fit(self, problem: LayerProblem, correction: Correction, w_hat: Tensor) -> SparseMatrix:
         assert isinstance(correction, SparseMatrix)

@@ -2,6 +2,7 @@
 
 from lowbit.statistics.attention_aware import AttentionAware as AttentionAware
 from lowbit.statistics.cross_moment import CrossMoment as CrossMoment
+from lowbit.statistics.fisher import FisherDiagonal as FisherDiagonal
 from lowbit.statistics.importance import ActivationNorm as ActivationNorm
 from lowbit.statistics.importance import AttentionReceived as AttentionReceived
 from lowbit.statistics.importance import FirstTokens as FirstTokens

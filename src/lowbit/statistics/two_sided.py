@@ -17,7 +17,7 @@ Papers: K-FAC (arXiv 1503.05671) for the product; YAQA (arXiv 2505.22988) and Gu
 such Hessians. Differs: labels are those of the text, and the two factors are plain means, not a nearest product.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -100,7 +100,7 @@ class TwoSided:
         if state.rows is None or not bool(state.rows.any()):
             return problem, (*outcomes, _no_gradients())
         rows = self.rows.matrix(state.rows / state.tokens)
-        return LayerProblem(problem.weight, problem.hessian, rows), outcomes
+        return replace(problem, row_hessian=rows), outcomes
 
     def tokens(self, state: TwoMoments) -> int:
         return self.columns.tokens(state.columns)
