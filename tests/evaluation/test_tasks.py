@@ -6,11 +6,14 @@ import json
 import pytest
 import torch
 
+import lowbit
 from evaluation.models import byte_tokenizer, tiny_model
+from exchange.folders import checkpoint
 from lowbit.core.errors import BadRequest
 from lowbit.evaluation import Estimate, evaluate
-from lowbit.evaluation.tasks import _estimates, evaluate_tasks
+from lowbit.evaluation.tasks import Tasks, _estimates
 from lowbit.evaluation.tokens import measure_tokens
+from lowbit.recipes import rtn
 
 INSTALLED = importlib.util.find_spec("lm_eval") is not None
 needs_harness = pytest.mark.skipif(not INSTALLED, reason="lm-eval is not installed (pip install lowbit[tasks])")
@@ -19,7 +22,7 @@ needs_harness = pytest.mark.skipif(not INSTALLED, reason="lm-eval is not install
 @pytest.mark.skipif(INSTALLED, reason="lm-eval is installed")
 def test_without_the_harness():
     with pytest.raises(BadRequest, match=r"pip install lowbit\[tasks\]"):
-        evaluate_tasks(None, None, ["hellaswag"])
+        Tasks.find(["hellaswag"])
 
 
 def test_metrics_meet_their_errors():
@@ -40,34 +43,70 @@ def test_metrics_meet_their_errors():
 @needs_harness
 def test_unknown_task_offers_the_nearest():
     with pytest.raises(BadRequest, match=r"no task 'hellaswagg'. Nearest: hellaswag"):
-        evaluate_tasks(tiny_model(), byte_tokenizer(), ["hellaswagg"])
+        Tasks.find(["hellaswagg"])
+
+
+QUESTIONS = [{"question": f"{letter} then", "choices": ["x", "y"], "answer": 0} for letter in "abcdefgh"]
+TASK = """task: letters
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: "{{{{answer}}}}"
+metric_list: [{{metric: acc}}]
+"""
+
+
+@pytest.fixture
+def task(tmp_path):
+    """Which of two letters follows?"""
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, QUESTIONS)))
+    (tmp_path / "letters.yaml").write_text(TASK.format(data=tmp_path / "data.jsonl"))
+    (tmp_path / "text.txt").write_text("abc" * 40)
+    return tmp_path / "letters.yaml"
 
 
 @needs_harness
-def test_local_task(tmp_path):
-    """Which of two letters follows: the score is what the model's own logits say."""
-    questions = [{"question": f"{letter} then", "choices": ["x", "y"], "answer": 0} for letter in "abcdefgh"]
-    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, questions)))
-    (tmp_path / "letters.yaml").write_text(
-        "task: letters\n"
-        "dataset_path: json\n"
-        f"dataset_kwargs: {{data_files: {{test: {tmp_path / 'data.jsonl'}}}}}\n"
-        "test_split: test\n"
-        "output_type: multiple_choice\n"
-        'doc_to_text: "{{question}}"\n'
-        'doc_to_choice: "{{choices}}"\n'
-        'doc_to_target: "{{answer}}"\n'
-        "metric_list: [{metric: acc}]\n"
-    )
-    tiny_model().save_pretrained(tmp_path / "model")
-    byte_tokenizer().save_pretrained(tmp_path / "model")
-    (tmp_path / "text.txt").write_text("abc" * 40)
-    found = evaluate(tmp_path / "model", text=str(tmp_path / "text.txt"), tasks=[str(tmp_path / "letters.yaml")])
-    right = [_nats(f"{one['question']} x") < _nats(f"{one['question']} y") for one in questions]
-    assert found.tasks["letters"]["acc"].mean == pytest.approx(sum(right) / len(right))
-    assert found.tasks["letters"]["acc"].error is not None
+@pytest.mark.parametrize("quantized", [False, True], ids=["dense", "quantized"])
+def test_the_score_of_a_local_task_is_what_the_logits_say(task, tmp_path, quantized):
+    if quantized:
+        checkpoint(tmp_path / "model", rtn(bits=3))
+        model = lowbit.load(tmp_path / "model", dtype=torch.float32).dequantize()
+    else:
+        model = tiny_model()
+        model.save_pretrained(tmp_path / "model")
+        byte_tokenizer().save_pretrained(tmp_path / "model")
+    found = evaluate(tmp_path / "model", text=str(tmp_path / "text.txt"), tasks=[str(task)]).tasks["letters"]["acc"]
+    right = [_nats(model, f"{one['question']} x") < _nats(model, f"{one['question']} y") for one in QUESTIONS]
+    assert found.mean == pytest.approx(sum(right) / len(right))
+    assert found.error is not None
 
 
-def _nats(text):
+def no_data(task):
+    (task.parent / "data.jsonl").unlink()
+
+
+def no_yaml(task):
+    task.write_text("task: letters\n - [")
+
+
+def other_fields(task):
+    task.write_text(task.read_text().replace("choices", "answers"))
+
+
+@needs_harness
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [(no_data, r"letters cannot be run.*data\.jsonl"), (no_yaml, "must be YAML"), (other_fields, "'answers'")],
+)
+def test_a_task_that_cannot_be_run_is_refused_by_name(task, damage, message):
+    damage(task)
+    with pytest.raises(BadRequest, match=message):
+        Tasks.find([str(task)]).run(tiny_model(), byte_tokenizer())
+
+
+def _nats(model, text):
     ids = torch.tensor([byte_tokenizer()(text)["input_ids"]])
-    return float(measure_tokens(tiny_model(), ids).nats[0, -1])
+    return float(measure_tokens(model, ids).nats[0, -1])

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from lowbit.core.errors import BadRequest, require
 from lowbit.evaluation.records import Divergence, Measures, as_perplexity, logarithms, over_windows, quantiles
 from lowbit.evaluation.size import checkpoint_size
-from lowbit.evaluation.tasks import evaluate_tasks
+from lowbit.evaluation.tasks import Tasks
 from lowbit.evaluation.tokens import Progress, TokenMeasures, measure_tokens
 from lowbit.exchange import import_folder
 from lowbit.formats.checkpoint import QUANT_METHOD
@@ -73,6 +73,7 @@ def evaluate(
         tasks: of lm-eval, see `evaluation.tasks`.
         progress: called with the windows done and their number.
     """
+    chosen = Tasks.find(tasks) if tasks else None  # a wrong name is said before hours of work
     opened = open_model(model)
     compared = None if reference is None else open_model(reference)
     require(windows is None or windows >= 1, f"Evaluation over {windows} windows: ask for at least 1.")
@@ -90,7 +91,7 @@ def evaluate(
         perplexity=as_perplexity(nats),
         divergence=_divergence(found),
         size=checkpoint_size(opened.folder) if opened.folder else None,
-        tasks=evaluate_tasks(opened.model, opened.tokenizer(), tasks) if tasks else {},
+        tasks=chosen.run(opened.model, opened.tokenizer()) if chosen else {},
     )
 
 

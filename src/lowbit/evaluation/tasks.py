@@ -5,47 +5,66 @@ already loaded. The harness fetches task data from the hub, or reads it where a 
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
+
+from jinja2 import TemplateError
 
 from lowbit.core.errors import BadRequest
 from lowbit.evaluation.records import Estimate
 
 
-def evaluate_tasks(model: Any, tokenizer: Any, tasks: Sequence[str]) -> Mapping[str, Mapping[str, Estimate]]:
-    """Metrics by task, then by name: `acc`, `acc_norm`, ...
+@dataclass(frozen=True)
+class Tasks:
+    """Tasks that the harness knows. manager: the harness's own, which knows local files too."""
 
-    Args:
-        tasks: names that the harness knows, or paths of task files; a file NAME.yaml holds the task NAME.
+    names: tuple[str, ...]
+    manager: Any
 
-    Raises BadRequest without the harness, for a task that it does not know (nearest names offered) and where the
-    task's data cannot be read.
-    """
-    try:
+    @classmethod
+    def find(cls, tasks: Sequence[str]) -> "Tasks":
+        """The tasks of these names, or of these files; a file NAME.yaml holds the task NAME.
+
+        Raises BadRequest without the harness, and for a task that it does not know (nearest names offered).
+        """
+        try:
+            from lm_eval.tasks import TaskManager
+        except ImportError as error:
+            raise BadRequest(f"Tasks need lm-eval ({error}). Run `pip install lowbit[tasks]`.") from error
+        files = {task: Path(task) for task in tasks if Path(task).is_file()}
+        manager = TaskManager(include_path=[str(folder) for folder in {file.parent for file in files.values()}] or None)
+        known = manager.all_tasks
+        for task in tasks:
+            if task in files and files[task].stem not in known:
+                raise BadRequest(
+                    f"{task} holds no task {files[task].stem!r}: it must be YAML with a line `task: NAME`."
+                )
+            if task not in files and task not in known:
+                near = ", ".join(get_close_matches(task, known)) or "see `lm-eval ls tasks`"
+                raise BadRequest(f"lm-eval knows no task {task!r}. Nearest: {near}.")
+        return cls(tuple(files[task].stem if task in files else task for task in tasks), manager)
+
+    def run(self, model: Any, tokenizer: Any) -> dict[str, dict[str, Estimate]]:
+        """Metrics by task, then by name: `acc`, `acc_norm`, ... Raises BadRequest where a task's data, metric or
+        template is not what it should be."""
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise BadRequest(f"Tasks need lm-eval ({error}). Run `pip install lowbit[tasks]`.") from error
-    files = [Path(task) for task in tasks if Path(task).is_file()]
-    manager = TaskManager(include_path=[str(folder) for folder in {file.parent for file in files}] or None)
-    names = [Path(task).stem if Path(task) in files else task for task in tasks]
-    for name in names:
-        _check_known(name, manager.all_tasks)
-    try:
-        found = simple_evaluate(
-            HFLM(pretrained=model, tokenizer=tokenizer), tasks=names, task_manager=manager, log_samples=False
-        )
-    except (OSError, ValueError) as error:
-        raise BadRequest(f"Tasks {', '.join(names)} cannot be run: {error}") from error
-    return {task: _estimates(metrics) for task, metrics in found["results"].items()}
 
-
-def _check_known(name: str, known: Sequence[str]) -> None:
-    if name not in known:
-        near = ", ".join(get_close_matches(name, known)) or "see `lm-eval ls tasks`"
-        raise BadRequest(f"lm-eval knows no task {name!r}. Nearest: {near}.")
+        try:
+            found = simple_evaluate(
+                HFLM(pretrained=model, tokenizer=tokenizer),
+                tasks=list(self.names),
+                task_manager=self.manager,
+                log_samples=False,
+            )
+        except (OSError, ValueError, LookupError, TemplateError) as error:
+            raise BadRequest(
+                f"Tasks {', '.join(self.names)} cannot be run: {type(error).__name__}: {error}. See that the data is "
+                "there and that the task names fields and metrics which exist."
+            ) from error
+        return {task: _estimates(metrics) for task, metrics in found["results"].items()}
 
 
 def _estimates(metrics: Mapping[str, Any]) -> dict[str, Estimate]:
