@@ -84,11 +84,11 @@ def test_experts_that_share_statistics_survive_a_kill(tmp_path, monkeypatch):
 
 def test_several_statistics_of_the_same_tokens_take_one_pass(tmp_path, monkeypatch):
     """Query, key and value share an input: three recipes on them run each batch of the first stage once."""
-    from lowbit.pipeline.observe import Streams
+    from lowbit.pipeline.observe import Watched
 
-    model, observe, runs = save_tiny("llama", tmp_path / "model"), Streams.observe, []
+    model, observe, runs = save_tiny("llama", tmp_path / "model"), Watched.observe, []
     monkeypatch.setattr(
-        Streams,
+        Watched,
         "observe",
         lambda self, batch, names, needed: (runs.append(names), observe(self, batch, names, needed))[1],
     )

@@ -11,7 +11,7 @@ from lowbit.core.parts import OF_ONE_LAYER
 from lowbit.pipeline.attention import ATTENTION, watch_attention
 from lowbit.pipeline.capture import Group, record_calls, run_block
 from lowbit.pipeline.gradients import gather_gradients
-from lowbit.pipeline.observe import Streams
+from lowbit.pipeline.observe import Watched, Windows
 from lowbit.pipeline.source import SourceModel
 from lowbit.statistics import AttentionAware, FisherDiagonal, GradientCovariance, TwoSided
 from pipeline.tiny import CONFIGS, save_tiny
@@ -23,8 +23,8 @@ ALL = ATTENTION | OF_ONE_LAYER
 def opened(kind, folder):
     """The model's first block with its hidden states and call."""
     source = SourceModel.open(str(save_tiny(kind, folder / kind)))
-    source.load_outside_blocks()
-    hidden, calls = record_calls(source.model, source.blocks, IDS)
+    with source.outside_blocks() as model:
+        hidden, calls = record_calls(model, source.blocks, IDS)
     source.load(source.blocks[0].module, source.blocks[0].name)
     return source, source.blocks[0], hidden, calls[0]
 
@@ -200,12 +200,12 @@ def test_float_inputs_of_an_expert_are_those_of_the_same_tokens(tmp_path):
     _, block, hidden, call = opened("qwen3_moe", tmp_path)
     other = hidden + 0.5 * hidden.std() * torch.randn(hidden.shape, generator=torch.Generator().manual_seed(1))
     counts = torch.ones(2, 24, dtype=torch.int64)
-    streams = Streams(other, hidden, block, lambda windows: call, counts, block)
+    watched, windows = Watched(block, lambda windows: call, block), Windows(other, hidden, counts)
     names = [name for name, _ in block.linears() if name.endswith(("gate_proj", "down_proj"))]
     needed = frozenset({"inputs", "float_inputs", "places"})
     with torch.no_grad():
-        scene = streams.observe(slice(0, 2), names, needed)
-        alone = streams.observe(slice(0, 2), [names[0]], needed)
+        scene = watched.observe(windows, names, needed)
+        alone = watched.observe(windows, [names[0]], needed)
     experts_in = {}
     handle = block.module.mlp.register_forward_pre_hook(lambda module, args: experts_in.update(x=args[0]))
     run_block(block.module, hidden, call)

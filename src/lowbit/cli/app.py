@@ -72,6 +72,9 @@ def quantize(
     seed: SeedOption = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run in --out.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Fail where anything did not go as asked.")] = False,
+    cluster: Annotated[
+        str | None, typer.Option("--cluster", help="Use a Ray cluster: `auto`, or HOST:PORT of its head.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Quantize MODEL into a folder that transformers loads after `import lowbit`."""
@@ -85,7 +88,7 @@ def quantize(
             targets=targets or (),
             ignore=ignore or (),
             calibration=Calibration(calibration, samples, sequence_length, seed),
-            options=Options(resume, strict),
+            options=Options(resume, strict, cluster=cluster),
             progress=progress,
         )
     if as_json:

@@ -19,6 +19,8 @@ BATCH_TOKENS = 8192
 """Run through a block together."""
 ATTENTION_PAIRS = 1 << 22
 """Of query and key, of all windows that run through a block together, where attention is looked at."""
+MOST_PARTS = 16
+"""Of the windows, which are summed apart and then together: as many machines can share in the calibration."""
 
 
 def store(shape: tuple[int, int, int], budget: int, path: Path) -> Tensor:
@@ -41,3 +43,10 @@ def batches(samples: int, length: int, tokens: int = BATCH_TOKENS) -> Iterator[s
     """Windows run through a block together: a fixed number of tokens, for the same sums on every machine."""
     size = max(1, tokens // length)
     return (slice(start, min(start + size, samples)) for start in range(0, samples, size))
+
+
+def parts(samples: int, length: int, tokens: int = BATCH_TOKENS) -> Iterator[slice]:
+    """Windows whose sums are taken together: as many batches for each, a number that the calibration alone decides."""
+    whole = list(batches(samples, length, tokens))
+    size = -(-len(whole) // MOST_PARTS)
+    return (slice(whole[i].start, whole[min(i + size, len(whole)) - 1].stop) for i in range(0, len(whole), size or 1))

@@ -12,9 +12,8 @@ activations, statistics and codes as one that was never stopped.
 
 import copy
 import functools
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +21,25 @@ import torch
 from torch import Tensor, nn
 
 from lowbit.core.errors import LowbitError
-from lowbit.core.layer import QuantizedLayer, quantize_layer
+from lowbit.core.layer import QuantizedLayer
 from lowbit.core.parts import GRADIENTS, OF_ONE_LAYER, Observable, Statistic
-from lowbit.core.problem import LayerProblem
 from lowbit.core.random import stream
 from lowbit.core.records import Outcome
-from lowbit.formats.checkpoint import restored_layer, stored_tensors
+from lowbit.formats.checkpoint import restored_layer
 from lowbit.formats.files import file_digest, write_tensors_atomically
 from lowbit.formats.shards import read_tensors
 from lowbit.pipeline.activations import ATTENTION_PAIRS, BATCH_TOKENS, batches, store
 from lowbit.pipeline.architecture import Block, set_weight, weight_of
-from lowbit.pipeline.attention import ATTENTION
-from lowbit.pipeline.capture import Call, Group, Stage, find_stages, record_calls, run_block, sibling
+from lowbit.pipeline.attention import ATTENTION, watch_attention
+from lowbit.pipeline.capture import Call, Group, Stage, final_logits, find_stages, record_calls, run_block, sibling
+from lowbit.pipeline.forecast import solve_memory, watch_memory
 from lowbit.pipeline.gradients import gather_gradients
 from lowbit.pipeline.journal import Journal
-from lowbit.pipeline.observe import LOOKS_AT_ORIGINAL, States, Streams, gather
+from lowbit.pipeline.observe import LOOKS_AT_ORIGINAL, States, Watched, Windows, advance, gather, merge
 from lowbit.pipeline.plan import Plan, PlannedLayer, all_reads
+from lowbit.pipeline.solve import Solved, Task, solve
 from lowbit.pipeline.source import SourceModel
+from lowbit.pipeline.workers import Here, Workers
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done and how much there is."""
@@ -50,7 +51,8 @@ CHECK_TOKENS = 64
 class Run:
     """What stays the same over a run.
 
-    windows: [samples, tokens]; work: the folder of unfinished work; budget: bytes of hidden states in memory.
+    windows: [samples, tokens]; work: the folder of unfinished work; budget: bytes of hidden states in memory; workers:
+    where layers are observed and solved.
     """
 
     source: SourceModel
@@ -62,6 +64,7 @@ class Run:
     strict: bool
     budget: int
     progress: Progress
+    workers: Workers = field(default_factory=Here)
 
     @property
     def reads(self) -> frozenset[Observable]:
@@ -82,13 +85,22 @@ class Run:
 
 @dataclass(eq=False)
 class _Hidden:
-    """Hidden states of the calibration windows and of the check, with every block's calls by number of windows."""
+    """Calibration windows and the check [1, T, width] before a block, with every block's calls by number of windows."""
 
-    quantized: Tensor
-    full: Tensor | None
+    windows: Windows
     check: Tensor
     calls: dict[int, list[Call]]
-    check_calls: list[Call] = field(default_factory=list)
+    check_calls: list[Call]
+
+
+@dataclass(frozen=True, eq=False)
+class _Passage:
+    """A block and the windows before it. parts: shared, in order; memory: bytes it takes to watch one."""
+
+    watched: Watched
+    parts: list[Any]
+    memory: int
+    check: tuple[Tensor, Call]
 
 
 def quantize_blocks(run: Run) -> Tensor:
@@ -96,20 +108,36 @@ def quantize_blocks(run: Run) -> Tensor:
     reads = run.reads
     gradients = _gradients(run) if reads & GRADIENTS else {}
     hidden = _embed(run, "float_inputs" in reads)
-    counts = _token_counts(run.windows)
     done = 0
     for index, block in enumerate(run.source.blocks):
         run.source.load(block.module, block.name)
-        original = None
-        if reads & LOOKS_AT_ORIGINAL:
-            original = Block(block.name, copy.deepcopy(block.module))
-        call = functools.partial(_call_of, hidden.calls, index)
-        streams = Streams(hidden.quantized, hidden.full, block, call, counts, original, run.batch_tokens)
-        done = _quantize_block(run, streams, (hidden.check, hidden.check_calls[index]), done, gradients)
-        streams.advance()
-        hidden.check = run_block(block.module, hidden.check, hidden.check_calls[index])
+        passage = _passage(run, hidden, index)
+        done = _quantize_block(run, passage, gradients, done)
+        _advance(run, hidden, passage)
         run.source.release(block.module)
     return _logits(run, hidden.check)
+
+
+def _passage(run: Run, hidden: _Hidden, index: int) -> _Passage:
+    """The passage of the windows through a block that is in its original weights."""
+    block, check = run.source.blocks[index], (hidden.check, hidden.check_calls[index])
+    original, feeding = None, frozenset[str]()
+    if run.reads & LOOKS_AT_ORIGINAL:
+        original = Block(block.name, copy.deepcopy(block.module))
+    if original is not None and run.reads & ATTENTION:
+        feeding = frozenset(watch_attention(original, *check).outputs)
+    call = functools.partial(_call_of, {windows: calls[index] for windows, calls in hidden.calls.items()})
+    parts = [run.workers.share(part) for part in hidden.windows.parts(run.batch_tokens)]
+    memory = watch_memory(run.plan.workload, run.plan.workload.blocks[index])
+    return _Passage(Watched(block, call, original, feeding, run.batch_tokens), parts, memory, check)
+
+
+def _advance(run: Run, hidden: _Hidden, passage: _Passage) -> None:
+    """Replace the hidden states by the block's outputs."""
+    watched = run.workers.share(passage.watched) if passage.parts else passage.watched
+    for part in run.workers.map(advance, ((watched, part) for part in passage.parts), passage.memory):
+        hidden.windows.put(part)
+    hidden.check = run_block(passage.watched.block.module, *passage.check)
 
 
 def _token_counts(windows: Tensor) -> Tensor:
@@ -130,41 +158,51 @@ def _gradients(run: Run) -> States:
     )
 
 
-def _call_of(calls: dict[int, list[Call]], index: int, windows: int) -> Call:
-    return calls[windows][index]
+def _call_of(calls: dict[int, Call], windows: int) -> Call:
+    return calls[windows]
 
 
 def _embed(run: Run, full: bool) -> _Hidden:
     source, (samples, length) = run.source, run.windows.shape
-    source.load_outside_blocks()
-    check, check_calls = record_calls(source.model, source.blocks, run.check_ids)
-    shape = (samples, length, check.shape[-1])
-    hidden = _Hidden(store(shape, run.budget, run.work / "hidden"), None, check, {}, check_calls)
-    for batch in batches(samples, length, run.batch_tokens):
-        first, calls = record_calls(source.model, source.blocks, run.windows[batch])
-        hidden.quantized[batch] = first
-        hidden.calls.setdefault(len(first), calls)
-    if full:
-        hidden.full = store(shape, run.budget, run.work / "hidden-full").copy_(hidden.quantized)
-    source.release(source.model)
-    return hidden
+    with source.outside_blocks() as model:
+        check, check_calls = record_calls(model, source.blocks, run.check_ids)
+        shape = (samples, length, check.shape[-1])
+        quantized, by_windows = store(shape, run.budget, run.work / "hidden"), dict[int, list[Call]]()
+        for batch in batches(samples, length, run.batch_tokens):
+            first, calls = record_calls(model, source.blocks, run.windows[batch])
+            quantized[batch] = first
+            by_windows.setdefault(len(first), calls)
+    original = store(shape, run.budget, run.work / "hidden-full").copy_(quantized) if full else None
+    return _Hidden(Windows(quantized, original, _token_counts(run.windows)), check, by_windows, check_calls)
 
 
-def _quantize_block(run: Run, streams: Streams, check: tuple[Tensor, Call], done: int, gradients: States) -> int:
-    planned = {layer.name: layer for layer in run.plan.blocks[streams.block.name]}
-    linears = {name: module for name, module in streams.block.linears() if name in planned}
-    for stage in _stages(find_stages(streams.block, linears, *check), planned):
-        todo = {name for name in stage.layers if not _finished(run, name)}
+def _quantize_block(run: Run, passage: _Passage, gradients: States, done: int) -> int:
+    block = passage.watched.block
+    planned = {layer.name: layer for layer in run.plan.blocks[block.name]}
+    linears = {name: module for name, module in block.linears() if name in planned}
+    for stage in _stages(find_stages(block, linears, *passage.check), planned):
+        todo = {name: planned[name] for name in stage.layers if not _finished(run, name)}
         # Also those of layers that are done already: experts with few tokens share the statistics of all.
-        states = gather(streams, _statistics(stage, planned), gradients) if todo else {}
-        for group in stage.groups:
-            for name in group.layers:
-                if name in todo:
-                    _solve(run, planned[name], linears[name], functools.partial(_problem, states, group, name))
-                set_weight(linears[name], _read_layer(run, planned[name]).dequantize())
-                done += 1
-                run.progress("quantizing layers", done, len(run.plan.layers))
+        states = _states(run, passage, _statistics(stage, planned), gradients) if todo else {}
+        memory = max((solve_memory(layer.work) for layer in todo.values()), default=0)
+        solved = run.workers.map(solve, _tasks(run, stage, todo, linears, states), memory)
+        for name in stage.layers:
+            if name in todo:
+                _keep(run, planned[name], next(solved))
+            set_weight(linears[name], _read_layer(run, planned[name]).dequantize())
+            done += 1
+            run.progress("quantizing layers", done, len(run.plan.layers))
     return done
+
+
+def _states(run: Run, passage: _Passage, wanted: dict[Group, set[Statistic]], gradients: States) -> States:
+    """The state of each group's statistics over all calibration windows."""
+    if not wanted:
+        return {}
+    watched = run.workers.share(passage.watched)
+    return merge(
+        run.workers.map(gather, ((watched, part, wanted) for part in passage.parts), passage.memory), gradients
+    )
 
 
 def _statistics(stage: Stage, planned: dict[str, PlannedLayer]) -> dict[Group, set[Statistic]]:
@@ -190,25 +228,34 @@ def _stages(found: list[Stage], planned: dict[str, PlannedLayer]) -> list[Stage]
     return [Stage(tuple(group for stage in found for group in stage.groups))]
 
 
-def _problem(
-    states: States, group: Group, name: str, statistic: Statistic, weight: Tensor
-) -> tuple[LayerProblem, tuple[Outcome, ...], int]:
-    """The problem of a layer of `group`; an expert that saw fewer tokens than it has inputs gets all experts' state."""
-    inputs, own = weight.shape[1], _sharing(statistic, group, name)
-    state = states.get((own, statistic))
-    state = statistic.init(inputs) if state is None else state
-    tokens = statistic.tokens(state)
-    shared: tuple[Outcome, ...] = ()
-    siblings = [found for (other, kind), found in states.items() if kind == statistic and _are_siblings(other, own)]
-    if statistic.reads and tokens < inputs and ".experts." in name and siblings:
-        state = functools.reduce(statistic.merge, siblings, statistic.init(inputs))
-        shared = (_few_tokens(tokens, inputs),)
-    problem, outcomes = statistic.problem(state, weight)
-    return problem, (*shared, *outcomes), tokens
+def _tasks(
+    run: Run, stage: Stage, todo: dict[str, PlannedLayer], linears: dict[str, nn.Module], states: States
+) -> Iterator[tuple[Task, Tensor, Any]]:
+    """What `solve` takes, for each layer to do; an expert that saw fewer tokens than it has inputs gets all experts'
+    state."""
+    shared: dict[tuple[Group, Statistic], Any] = {}
+    for group, name in ((one, name) for one in stage.groups for name in one.layers if name in todo):
+        statistic, inputs = todo[name].recipe.statistic, todo[name].shape[1]
+        key = own, _ = _sharing(statistic, group, name), statistic
+        state = states[key] if key in states else statistic.init(inputs)
+        tokens, noted, siblings = statistic.tokens(state), tuple[Outcome, ...](), []
+        if statistic.reads and tokens < inputs and ".experts." in name:
+            siblings = [found for (other, kind), found in states.items() if kind == statistic and _alike(other, own)]
+        if siblings:
+            key, noted = (_family(own), statistic), (_few_tokens(tokens, inputs),)
+        if key not in shared:
+            merged = functools.reduce(statistic.merge, siblings, statistic.init(inputs)) if siblings else state
+            shared[key] = run.workers.share(merged)
+        yield Task(todo[name], run.seed, tokens, noted), weight_of(linears[name]), shared[key]
 
 
-def _are_siblings(other: Group, group: Group) -> bool:
-    return [sibling(name) for name in other.layers] == [sibling(name) for name in group.layers]
+def _alike(other: Group, group: Group) -> bool:
+    return _family(other) == _family(group)
+
+
+def _family(group: Group) -> Group:
+    """The same for the same layers of all experts."""
+    return Group(tuple(sibling(name) for name in group.layers))
 
 
 def _few_tokens(tokens: int, inputs: int) -> Outcome:
@@ -220,32 +267,13 @@ def _few_tokens(tokens: int, inputs: int) -> Outcome:
     )
 
 
-def _solve(
-    run: Run,
-    layer: PlannedLayer,
-    module: nn.Module,
-    problem_of: Callable[[Statistic, Tensor], tuple[LayerProblem, tuple[Outcome, ...], int]],
-) -> None:
-    started = time.perf_counter()
-    try:
-        problem, outcomes, tokens = problem_of(layer.recipe.statistic, weight_of(module))
-        solved = quantize_layer(problem, layer.recipe, stream(run.seed, layer.name))
-        outcomes = (*outcomes, *(outcome for outcome in solved.outcomes if outcome not in outcomes))
-        if run.strict and outcomes:
-            raise LowbitError(f"--strict: {outcomes[0].detail} {outcomes[0].remedy}")
-        path = layer_path(run.work, layer.name)
-        digest = write_tensors_atomically(path, stored_tensors(solved), {})
-    except LowbitError as error:
-        raise type(error)(f"{layer.name} (recipe {layer.recipe.name}): {error}") from error
-    record = {
-        "shape": list(layer.shape),
-        "recipe": layer.recipe.name,
-        **solved.stats,
-        "tokens": tokens,
-        "seconds": round(time.perf_counter() - started, 4),
-        "outcomes": [asdict(outcome) for outcome in outcomes],
-    }
-    run.journal.record("layer", layer.name, {"sha256": digest, "record": record})
+def _keep(run: Run, layer: PlannedLayer, solved: Solved) -> None:
+    """Write a solved layer and note that it is finished."""
+    if run.strict and solved.outcomes:
+        first = solved.outcomes[0]
+        raise LowbitError(f"{layer.name} (recipe {layer.recipe.name}): --strict: {first.detail} {first.remedy}")
+    digest = write_tensors_atomically(layer_path(run.work, layer.name), solved.tensors, {})
+    run.journal.record("layer", layer.name, {"sha256": digest, "record": solved.record})
 
 
 def layer_path(work: Path, name: str) -> Path:
@@ -266,17 +294,8 @@ def _read_layer(run: Run, layer: PlannedLayer) -> QuantizedLayer:
 def _logits(run: Run, last_hidden: Tensor) -> Tensor:
     """The output head's logits for the last block's hidden states."""
     source = run.source
-    source.load_outside_blocks()
-    for block in source.blocks:
-        block.module.forward = lambda *args, **kwargs: last_hidden
-    try:
-        with torch.no_grad():
-            logits: Tensor = source.model(input_ids=run.check_ids, use_cache=False).logits
-    finally:
-        for block in source.blocks:
-            del block.module.forward
-    source.release(source.model)
-    return logits
+    with source.outside_blocks() as model:
+        return final_logits(model, source.blocks, run.check_ids, last_hidden)
 
 
 def layer_records(journal: Journal, plan: Plan) -> list[dict[str, Any]]:

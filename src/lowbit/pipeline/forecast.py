@@ -182,8 +182,19 @@ def _widths(block: BlockWork) -> set[tuple[str, int]]:
 
 
 def _block_memory(work: Workload, block: BlockWork) -> int:
-    """The block in float32, a copy where statistics look at the original, and the most of what lies beside it."""
-    weights = 4 * block.weights * (2 if work.reads & LOOKS_AT_ORIGINAL else 1)
+    """The block, and the most of what lies beside it."""
+    solving = max((solve_memory(layer) - _moment_memory(layer) for layer in block.layers), default=0)
+    return max(watch_memory(work, block), _weights_memory(work, block) + _state_memory(work, block) + solving)
+
+
+def _weights_memory(work: Workload, block: BlockWork) -> int:
+    """The block in float32, and a copy where statistics look at the original."""
+    return 4 * block.weights * (2 if work.reads & LOOKS_AT_ORIGINAL else 1)
+
+
+def watch_memory(work: Workload, block: BlockWork) -> int:
+    """Bytes of a block with the statistics of its layers while windows run through it."""
+    weights = _weights_memory(work, block)
     if not block.layers:
         return weights
     batch = next(batches(work.samples, work.length)).stop * work.length if work.tokens else work.length
@@ -191,9 +202,7 @@ def _block_memory(work: Workload, block: BlockWork) -> int:
     running += (
         4 * _ATTENTION_COPIES * max(ATTENTION_PAIRS, work.length**2) * work.heads if work.reads & ATTENTION else 0
     )
-    states = _state_memory(work, block)
-    solving = max(_solve_memory(layer) for layer in block.layers)
-    return weights + max(states + running, states + solving)
+    return weights + _state_memory(work, block) + running
 
 
 def _state_memory(work: Workload, block: BlockWork) -> int:
@@ -206,10 +215,13 @@ def _state_memory(work: Workload, block: BlockWork) -> int:
     return kinds * (max(squares) if staged else sum(squares))
 
 
-def _solve_memory(layer: LayerWork) -> int:
-    n, k = layer.shape
-    hessians = (_HESSIAN_COPIES - 1) * 8 * k * k if layer.recipe.statistic.reads else 0
-    return hessians + 4 * 5 * n * k
+def solve_memory(layer: LayerWork) -> int:
+    """Bytes that solving a layer takes, its statistic among them."""
+    return _HESSIAN_COPIES * _moment_memory(layer) + 4 * 5 * layer.weights
+
+
+def _moment_memory(layer: LayerWork) -> int:
+    return 8 * layer.shape[1] ** 2 if layer.recipe.statistic.reads else 0
 
 
 def _gradient_memory(work: Workload) -> int:

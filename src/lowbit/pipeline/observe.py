@@ -1,5 +1,10 @@
 """What a stage's statistics see: calibration windows run through a block, batch by batch, observed and reduced.
 
+    state = merge of gather(watched, part) over the parts of the windows, in order
+
+`gather` and `advance` are pure: they may run anywhere. What a part is depends on the calibration alone, so that sums
+are the same wherever, and by however many, parts are summed.
+
 The block runs as far as the stage's inputs in its present state, then, where a statistic asks for it, a copy in its
 original weights: on the original model's hidden states for float inputs, on the quantized prefix's for attention. Of
 a mixture of experts the copy sends tokens where the quantized block sent them, so that inputs can be compared.
@@ -7,7 +12,7 @@ a mixture of experts the copy sends tokens where the quantized block sent them, 
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +20,7 @@ from torch import Tensor, nn
 
 from lowbit.core.errors import BadRequest
 from lowbit.core.parts import Observable, Observed, Statistic
-from lowbit.pipeline.activations import BATCH_TOKENS, batches
+from lowbit.pipeline.activations import BATCH_TOKENS, batches, parts
 from lowbit.pipeline.architecture import Block
 from lowbit.pipeline.attention import ATTENTION, Attention, watch_attention
 from lowbit.pipeline.capture import Call, Group, hooks, run_block
@@ -31,21 +36,52 @@ class _StopForward(Exception):
     """Raised by the last hook of a stage: nothing after it is needed."""
 
 
-@torch.no_grad()
-def gather(streams: "Streams", wanted: Mapping[Group, set[Statistic]], started: States) -> States:
-    """The state of each group's statistics over all calibration windows, going on from those in `started`."""
-    states: States = {}
-    needed = frozenset[Observable]().union(*(one.reads for found in wanted.values() for one in found))
-    for batch in streams.batches() if needed else ():
-        scene = streams.observe(batch, [group.layers[0] for group in wanted], needed)
-        for group, statistics in wanted.items():
-            seen = scene.of(group.layers[0])
-            for statistic in statistics if seen else ():
-                key = group, statistic
-                state = states.get(key, started.get(key))
-                state = statistic.init(seen["inputs"].shape[1]) if state is None else state
-                states[key] = statistic.update(state, {one: seen[one] for one in seen.keys() & statistic.reads})
-    return states
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """Some calibration windows on their way through the blocks.
+
+    quantized: hidden states [S, T, width] as the quantized prefix produces them. full: the same in the original model,
+    or None where no statistic reads them. token_counts: [S, T]. first: the number of the first window.
+    """
+
+    quantized: Tensor
+    full: Tensor | None
+    token_counts: Tensor
+    first: int = 0
+
+    def part(self, chosen: slice) -> "Windows":
+        """The windows of a slice, counted from the first of these; views, no copies."""
+        full = None if self.full is None else self.full[chosen]
+        return Windows(self.quantized[chosen], full, self.token_counts[chosen], self.first + chosen.start)
+
+    def put(self, part: "Windows") -> None:
+        """Overwrite the hidden states of a part of these by those that it has now."""
+        place = slice(part.first - self.first, part.first - self.first + len(part.quantized))
+        self.quantized[place] = part.quantized
+        if self.full is not None and part.full is not None:
+            self.full[place] = part.full
+
+    def batches(self, tokens: int) -> Iterator["Windows"]:
+        """What runs through a block together, in order."""
+        return map(self.part, batches(len(self.quantized), self.quantized.shape[1], tokens))
+
+    def parts(self, tokens: int) -> Iterator["Windows"]:
+        """What is summed together, in order: whole batches."""
+        return map(self.part, parts(len(self.quantized), self.quantized.shape[1], tokens))
+
+    def require_finite(self, x: Tensor, where: str) -> None:
+        """Raise BadRequest naming layer and calibration window where x [t, K], seen of these, holds NaN or Inf."""
+        finite = torch.isfinite(x).all(-1)
+        if not bool(finite.all()):
+            # Experts see some tokens of the batch only: then the window is one of the batch.
+            first, last = self.first, self.first + len(self.quantized) - 1
+            if len(x) == len(self.quantized) * self.quantized.shape[1]:
+                first = last = first + int(finite.long().argmin()) // self.quantized.shape[1]
+            window = f"window {first}" if first == last else f"one of the windows {first} to {last}"
+            raise BadRequest(
+                f"{where}: activations hold NaN or Inf in calibration {window}. "
+                "Look at that window's text, or at the model's weights."
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,79 +130,81 @@ def expert_of(name: str, paths: Iterable[str]) -> tuple[str, int]:
     return "", 0
 
 
-@dataclass(eq=False)
-class Streams:
-    """Calibration windows on their way through the blocks.
+@dataclass(frozen=True, eq=False)
+class Watched:
+    """A block through which windows run, and what is seen of it.
 
-    quantized: hidden states [samples, tokens, width] as the quantized prefix produces them. full: the same in the
-    original model, or None where no statistic reads them. original: the block in its original weights, or None where
-    none looks at it. token_counts: [samples, tokens]. batch_tokens: run together.
+    call: its arguments for so many windows. original: the block in its original weights, or None where nothing looks
+    at it. feeding: the layers that feed its attention. batch_tokens: run together.
     """
 
-    quantized: Tensor
-    full: Tensor | None
     block: Block
     call: Callable[[int], Call]
-    token_counts: Tensor
     original: Block | None = None
+    feeding: frozenset[str] = frozenset()
     batch_tokens: int = BATCH_TOKENS
-    _batch: slice = field(init=False)
-    _feeding: frozenset[str] | None = field(init=False, default=None)
 
-    def batches(self) -> Iterator[slice]:
-        return batches(self.quantized.shape[0], self.quantized.shape[1], self.batch_tokens)
-
-    def observe(self, batch: slice, names: list[str], needed: frozenset[Observable]) -> Scene:
+    def observe(self, batch: Windows, names: list[str], needed: frozenset[Observable]) -> Scene:
         """Run a batch for what `needed` names of layers `names`."""
-        self._batch = batch
-        hidden, routing = self.quantized[batch], dict[str, Tensor]()
+        hidden, routing = batch.quantized, dict[str, Tensor]()
         call = self.call(len(hidden))
         inputs = _inputs(self.block, names, hidden, call, _recorded(self.block, routing))
         for name, x in inputs.items():
-            self.require_finite(x, name)
+            batch.require_finite(x, name)
         float_inputs: Mapping[str, Tensor] = {}
-        if "float_inputs" in needed and self.full is not None and self.original is not None:
+        if "float_inputs" in needed and batch.full is not None and self.original is not None:
             replayed = _replayed(self.original, routing)
-            float_inputs = _inputs(self.original, list(inputs), self.full[batch], call, replayed)
+            float_inputs = _inputs(self.original, list(inputs), batch.full, call, replayed)
         attention = self._attention(names, needed, hidden, call)
         shape = hidden.shape[0], hidden.shape[1]
-        return Scene(needed, shape, inputs, float_inputs, routing, self.token_counts[batch], attention)
+        return Scene(needed, shape, inputs, float_inputs, routing, batch.token_counts, attention)
 
     def _attention(
         self, names: list[str], needed: frozenset[Observable], hidden: Tensor, call: Call
     ) -> Attention | None:
         """The block's attention, where there is anything of it to be seen for layers `names`."""
-        unconcerned = self._feeding is not None and not self._feeding.intersection(names)
-        if self.original is None or not needed & ATTENTION or (unconcerned and "attention" not in needed):
-            return None
-        attention = watch_attention(self.original, hidden, call)
-        self._feeding = frozenset(attention.outputs)
-        return attention
+        concerned = "attention" in needed or (needed & ATTENTION and self.feeding.intersection(names))
+        return watch_attention(self.original, hidden, call) if self.original is not None and concerned else None
 
-    def advance(self) -> None:
-        """Replace the hidden states by the block's outputs."""
-        for batch in self.batches():
-            self._batch = batch
-            call = self.call(batch.stop - batch.start)
-            output = run_block(self.block.module, self.quantized[batch], call)
-            self.require_finite(output.reshape(-1, output.shape[-1]), f"{self.block.name} (output)")
-            self.quantized[batch] = output
-            if self.full is not None and self.original is not None:
-                self.full[batch] = run_block(self.original.module, self.full[batch], call)
 
-    def require_finite(self, x: Tensor, where: str) -> None:
-        """Raise BadRequest naming layer and calibration window where x [T, K] holds NaN or Inf."""
-        finite = torch.isfinite(x).all(-1)
-        if not bool(finite.all()):
-            # Experts see some tokens of the batch only: then the window is one of the batch.
-            first, last = self._batch.start, self._batch.stop - 1
-            if len(x) == (last + 1 - first) * self.quantized.shape[1]:
-                first = last = first + int(finite.long().argmin()) // self.quantized.shape[1]
-            window = f"window {first}" if first == last else f"one of the windows {first} to {last}"
-            raise BadRequest(
-                f"{where}: activations hold NaN or Inf in calibration {window}. "
-                "Look at that window's text, or at the model's weights."
-            )
+@torch.no_grad()
+def gather(watched: Watched, windows: Windows, wanted: Mapping[Group, set[Statistic]]) -> States:
+    """The state of each group's statistics over the windows; none where no token reached a group."""
+    states: States = {}
+    needed = frozenset[Observable]().union(*(one.reads for found in wanted.values() for one in found))
+    for batch in windows.batches(watched.batch_tokens) if needed else ():
+        scene = watched.observe(batch, [group.layers[0] for group in wanted], needed)
+        for group, statistics in wanted.items():
+            seen = scene.of(group.layers[0])
+            for statistic in statistics if seen else ():
+                state = states.get((group, statistic))
+                state = statistic.init(seen["inputs"].shape[1]) if state is None else state
+                observed = {one: seen[one] for one in seen.keys() & statistic.reads}
+                states[group, statistic] = statistic.update(state, observed)
+    return states
+
+
+def merge(parts: Iterable[States], started: States) -> States:
+    """The states of parts that follow each other as one, going on from those in `started`; in order, one by one."""
+    states: States = {}
+    for part in parts:
+        for key, found in part.items():
+            before = states.get(key, started.get(key))
+            states[key] = found if before is None else key[1].merge(before, found)
+    return states
+
+
+@torch.no_grad()
+def advance(watched: Watched, windows: Windows) -> Windows:
+    """The windows behind the block: its outputs for hidden states."""
+    quantized, full = [], []
+    for batch in windows.batches(watched.batch_tokens):
+        call = watched.call(len(batch.quantized))
+        quantized.append(run_block(watched.block.module, batch.quantized, call))
+        batch.require_finite(quantized[-1].flatten(0, 1), f"{watched.block.name} (output)")
+        if batch.full is not None and watched.original is not None:
+            full.append(run_block(watched.original.module, batch.full, call))
+    return Windows(torch.cat(quantized), torch.cat(full) if full else None, windows.token_counts, windows.first)
 
 
 Hooks = list[tuple[nn.Module, Callable[[nn.Module, tuple[Tensor, ...]], Any]]]

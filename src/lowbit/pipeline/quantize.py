@@ -26,14 +26,16 @@ from lowbit.core.errors import BadRequest, LowbitError, require
 from lowbit.core.recipe import to_dict
 from lowbit.formats.files import file_digest, write_json_atomically, write_tensors_atomically
 from lowbit.formats.shards import read_tensors
-from lowbit.integrations.loading import load
 from lowbit.integrations.transformers import remote_code_stub
 from lowbit.pipeline.assemble import assemble, move_into_place
+from lowbit.pipeline.capture import final_logits, record_calls, run_block
 from lowbit.pipeline.drive import Progress, Run, layer_records, quantize_blocks
+from lowbit.pipeline.forecast import solve_memory, watch_memory
 from lowbit.pipeline.journal import Journal, exclusive
 from lowbit.pipeline.plan import Assignment, Plan, make_plan
 from lowbit.pipeline.source import SourceModel
 from lowbit.pipeline.text import calibration_windows, read_texts, shuffled, token_stream, windows_digest
+from lowbit.pipeline.workers import Workers, workers_at
 from lowbit.version import VERSION
 
 WORK = ".lowbit"
@@ -59,11 +61,13 @@ class Calibration:
 @dataclass(frozen=True)
 class Options:
     """resume: go on with the unfinished run in the output folder. strict: any outcome is an error.
-    budget: bytes of hidden states kept in memory before they go to disk."""
+    budget: bytes of hidden states kept in memory before they go to disk. cluster: address of the Ray cluster that
+    observes and solves layers, None for this process; the result is the same."""
 
     resume: bool = False
     strict: bool = False
     budget: int = 4 << 30
+    cluster: str | None = None
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -100,18 +104,29 @@ def run(
         "calibration": _digest([windows_digest(windows), calibration.seed]),
         "model": source.digest(lambda done, total: progress("reading the model", done, total)),
     }
-    work = out / WORK
-    (work / "layers").mkdir(parents=True, exist_ok=True)
-    with exclusive(work):
-        path = work / "journal.jsonl"
-        journal = Journal.resume(path, digests) if path.exists() else Journal.start(path, digests)
-        job = Run(source, planned, windows, work, journal, calibration.seed, options.strict, options.budget, progress)
-        difference = _finish(job, _quantized(job), progress)
-        record = _record(job, model, assignment, calibration, digests, difference)
-        record["seconds"] = {"total": round(time.perf_counter() - started, 2)}
-        write_json_atomically(out / "report.json", record)
-        move_into_place(work / "checkpoint", out)
+    with workers_at(options.cluster) as workers:
+        _require_memory(workers, planned)
+        work = out / WORK
+        (work / "layers").mkdir(parents=True, exist_ok=True)
+        with exclusive(work):
+            path = work / "journal.jsonl"
+            journal = Journal.resume(path, digests) if path.exists() else Journal.start(path, digests)
+            given = calibration.seed, options.strict, options.budget
+            job = Run(source, planned, windows, work, journal, *given, progress, workers)
+            difference = _finish(job, _quantized(job), progress)
+            record = _record(job, model, assignment, calibration, digests, difference)
+            record["seconds"] = {"total": round(time.perf_counter() - started, 2)}
+            write_json_atomically(out / "report.json", record)
+            move_into_place(work / "checkpoint", out)
     return record
+
+
+def _require_memory(workers: Workers, planned: Plan) -> None:
+    """Raise BadRequest where some of the work fits no machine."""
+    for block in planned.workload.blocks:
+        workers.require(watch_memory(planned.workload, block), "running windows through a block")
+    for layer in planned.layers:
+        workers.require(solve_memory(layer.work), f"solving {layer.name}")
 
 
 def _length(source: SourceModel, calibration: Calibration) -> int:
@@ -178,10 +193,7 @@ def _finish(job: Run, expected: Tensor, progress: Progress) -> float:
     if done is not None:
         return float(done["difference"])
     assemble(job, staging, VERSION, remote_code_stub(type(job.source.model).__name__))
-    progress("checking the checkpoint", 0, 1)
-    model = load(staging, dtype=torch.float32)
-    with torch.no_grad():
-        logits = model(input_ids=job.check_ids, use_cache=False).logits
+    logits = _logits_from_disk(staging, job.check_ids, progress)
     difference = float((logits - expected).abs().max())
     if not difference <= _TOLERANCE * float(expected.abs().max()):
         raise LowbitError(
@@ -189,8 +201,22 @@ def _finish(job: Run, expected: Tensor, progress: Progress) -> float:
             f"logits (largest {float(expected.abs().max()):.3g}). The disk or this version of lowbit is at fault."
         )
     job.journal.record("checked", "", {"difference": difference})
-    progress("checking the checkpoint", 1, 1)
     return difference
+
+
+@torch.no_grad()
+def _logits_from_disk(folder: Path, ids: Tensor, progress: Progress) -> Tensor:
+    """What a checkpoint says to windows `ids`, run with a block in memory at a time as it is stored."""
+    source = SourceModel.open_quantized(folder)
+    with source.outside_blocks() as model:
+        hidden, calls = record_calls(model, source.blocks, ids)
+    for done, (block, call) in enumerate(zip(source.blocks, calls, strict=True), 1):
+        source.load(block.module, block.name)
+        hidden = run_block(block.module, hidden, call)
+        source.release(block.module)
+        progress("checking the checkpoint", done, len(calls))
+    with source.outside_blocks() as model:
+        return final_logits(model, source.blocks, ids, hidden)
 
 
 def _record(

@@ -1,0 +1,64 @@
+"""Where a run's work is done: in this process, or on the machines of a cluster.
+
+A run is three pure functions, called on one part after the other, and a driver that keeps what they return:
+
+    gather(watched, windows, wanted) -> states       observe.py
+    advance(watched, windows) -> windows             observe.py
+    solve(layer, seed, weight, state) -> solved      solve.py
+
+So all that has to be known of a cluster is how to call a function there. Results come in the order of the calls and
+do not depend on where they were computed, so neither does anything the driver does with them.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from itertools import starmap
+from typing import Any, Protocol, TypeVar
+
+from lowbit.core.errors import BadRequest
+
+R = TypeVar("R")
+
+
+class Workers(Protocol):
+    """Those who do the work."""
+
+    def require(self, memory: int, what: str) -> None:
+        """Raise BadRequest where no machine has `memory` bytes for one call; `what` says what it is for."""
+        ...
+
+    def share(self, value: Any) -> Any:
+        """What to pass to `map` in place of a value that several calls need, so that it is sent but once."""
+        ...
+
+    def map(self, function: Callable[..., R], calls: Iterable[tuple[Any, ...]], memory: int) -> Iterator[R]:
+        """What `function` returns for each tuple of arguments, in order.
+
+        function: a pure one of a module; arguments and results can be pickled, and arguments are not changed.
+        memory: bytes that one call takes. Raises what `function` raises.
+        """
+        ...
+
+
+class Here:
+    """This process: each call is made when its result is asked for."""
+
+    def require(self, memory: int, what: str) -> None:
+        """What this machine has is forecast, not enforced: the operating system may page."""
+
+    def share(self, value: Any) -> Any:
+        return value
+
+    def map(self, function: Callable[..., R], calls: Iterable[tuple[Any, ...]], memory: int) -> Iterator[R]:
+        return starmap(function, calls)
+
+
+def workers_at(address: str | None) -> AbstractContextManager[Workers]:
+    """Those of the Ray cluster at `address` (see `lowbit.pipeline.cluster.connected`), or this process for None."""
+    if address is None:
+        return nullcontext(Here())
+    try:
+        from lowbit.pipeline.cluster import connected
+    except ImportError as error:
+        raise BadRequest(f"--cluster {address}: this needs Ray. Run `pip install lowbit[ray]`.") from error
+    return connected(address)

@@ -1,0 +1,152 @@
+"""The result does not depend on who does the work: other processes, other machines, some of which are lost."""
+
+import io
+import os
+import pickle
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import lowbit
+from lowbit.core.errors import BadRequest
+from lowbit.pipeline.activations import MOST_PARTS, batches, parts
+from lowbit.pipeline.journal import Journal
+from lowbit.pipeline.quantize import Calibration, Options
+from lowbit.recipes import PARTS, make_recipe
+from pipeline.dying import DyingOnce
+from pipeline.killing import Killed, kill_at
+from pipeline.tiny import contents, save_tiny
+
+CALIBRATION = Calibration(samples=7, length=32)
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch):
+    """Two windows at a time, so that there is something to share."""
+    monkeypatch.setattr("lowbit.pipeline.drive.BATCH_TOKENS", 64)
+
+
+@pytest.mark.parametrize(("samples", "length", "tokens"), [(128, 2048, 8192), (33, 7, 7), (3, 32, 64), (1, 9, 8192)])
+def test_parts_are_whole_batches_in_order(samples, length, tokens):
+    """Which windows are summed together is a matter of the calibration alone."""
+    found, whole = list(parts(samples, length, tokens)), list(batches(samples, length, tokens))
+    assert len(found) <= MOST_PARTS
+    assert [part.start for part in found] == [0, *(part.stop for part in found[:-1])]
+    assert found[-1].stop == samples
+    assert {part.start for part in found} <= {batch.start for batch in whole}
+
+
+def test_no_windows_have_no_parts():
+    assert list(parts(0, 32)) == []
+
+
+class Elsewhere:
+    """Workers that get copies of what they are sent, and whose results are copied, last call first."""
+
+    def __init__(self):
+        self.sizes = []
+
+    def require(self, memory, what):
+        assert memory > 0, what
+
+    def share(self, value):
+        data = io.BytesIO()
+        pickle.dump(value, data)
+        return data.getvalue()
+
+    def map(self, function, calls, memory):
+        assert memory > 0
+        sent = [pickle.dumps((function, arguments)) for arguments in calls]
+        return reversed([self._called(data) for data in reversed(sent)])
+
+    def _called(self, data):
+        function, arguments = pickle.loads(data)
+        values = [pickle.loads(one) if isinstance(one, bytes) else one for one in arguments]
+        return pickle.loads(pickle.dumps(function(*values)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "recipe", "settings"),
+    [
+        ("llama", "optq", {"bits": 3, "act_order": True}),
+        ("qwen3_moe", "qronos", {}),
+        ("llama", "boa", {}),
+        ("llama", "rtn", {}),
+    ],
+)
+def test_workers_elsewhere_give_the_same_bytes(kind, recipe, settings, tmp_path, monkeypatch):
+    model, chosen = save_tiny(kind, tmp_path / "model"), make_recipe(recipe, settings)
+    lowbit.quantize(model, tmp_path / "here", chosen, calibration=CALIBRATION)
+    monkeypatch.setattr("lowbit.pipeline.quantize.workers_at", lambda address: nullcontext(Elsewhere()))
+    lowbit.quantize(model, tmp_path / "elsewhere", chosen, calibration=CALIBRATION)
+    assert contents(tmp_path / "elsewhere") == contents(tmp_path / "here")
+
+
+def test_without_ray_the_request_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lowbit.pipeline.cluster", None)
+    model = save_tiny("llama", tmp_path / "model")
+    with pytest.raises(BadRequest, match=r"--cluster auto: this needs Ray. Run `pip install lowbit\[ray\]`"):
+        lowbit.quantize(model, tmp_path / "out", "rtn", options=Options(cluster="auto"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def machines():
+    """A Ray cluster of two machines with one core each, all of it on this one."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install lowbit[ray]")
+    from ray.cluster_utils import Cluster
+
+    own = str(Path(__file__).parents[1])  # the rounder of these tests, too, is needed on every machine
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("PYTHONPATH", own, prepend=os.pathsep)
+        yield from two_machines(Cluster)
+
+
+def two_machines(Cluster):
+    settings = {"num_cpus": 1, "object_store_memory": 80 << 20}
+    cluster = Cluster(initialize_head=True, head_node_args=settings | {"include_dashboard": False})
+    second = cluster.add_node(**settings)
+    cluster.wait_for_nodes()
+    yield cluster, second
+    cluster.shutdown()
+
+
+def test_two_machines_of_which_one_is_lost_give_the_same_bytes(machines, tmp_path, monkeypatch):
+    """A worker is killed in the middle of a solve, then the driver, then a whole machine."""
+    cluster, second = machines
+    monkeypatch.setitem(PARTS, "DyingOnce", DyingOnce)
+    model, marker = save_tiny("llama", tmp_path / "model"), tmp_path / "marker"
+    recipe = replace(make_recipe("optq", {"bits": 3, "group_size": 16}), rounder=DyingOnce(str(marker)))
+    options = Options(cluster=cluster.address)
+    with monkeypatch.context() as patched:
+        kill_at(patched, 8, "before")
+        with pytest.raises(Killed):
+            lowbit.quantize(model, tmp_path / "out", recipe, calibration=CALIBRATION, options=options)
+    assert marker.exists()
+    with pytest.raises(BadRequest, match=r"takes .* GB, and the largest machine has"):
+        monkeypatch_memory(model, tmp_path / "too-large", recipe, options, monkeypatch)
+    record, written = Journal.record, []
+
+    def losing(self, kind, name, data):
+        written.append(name)
+        if len(written) == 2:
+            cluster.remove_node(second, allow_graceful=False)
+        record(self, kind, name, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "record", losing)
+        resumed = replace(options, resume=True)
+        lowbit.quantize(model, tmp_path / "out", recipe, calibration=CALIBRATION, options=resumed)
+    assert len(written) == 14 - 6 + 2
+    lowbit.quantize(model, tmp_path / "here", recipe, calibration=CALIBRATION)
+    assert contents(tmp_path / "out") == contents(tmp_path / "here")
+
+
+def monkeypatch_memory(model, out, recipe, options, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("lowbit.pipeline.quantize.watch_memory", lambda work, block: 1 << 60)
+        lowbit.quantize(model, out, recipe, calibration=CALIBRATION, options=options)
+    assert not out.exists()
