@@ -13,13 +13,13 @@ from lowbit.core.layer import QuantizedLayer
 from lowbit.exchange.catalogue import EXPORTS, formats_for
 from lowbit.recipes import CATALOGUE, make_recipe
 
-SHAPE = (64, 256)
+SHAPE = (128, 256)
 
 
 def settings_of(text: str) -> dict[str, object]:
-    values = {"true": True, "false": False}
+    words = {"true": True, "false": False}
     pairs = (pair.split("=") for pair in filter(None, text.split(", ")))
-    return {name: values[value] if value in values else int(value) for name, value in pairs}
+    return {name: int(value) if value.isdigit() else words.get(value, value) for name, value in pairs}
 
 
 @cache

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lowbit.core.errors import require
 from lowbit.exchange.format import as_float16, check_scales, take
-from lowbit.exchange.integers import Grid, Integers
+from lowbit.exchange.integers import Grid, Integers, integers_of, layer_of
 from lowbit.packing import pack_words, unpack_words
 
 _ORDER = torch.tensor([0, 2, 4, 6, 1, 3, 5, 7])
@@ -26,6 +26,9 @@ class Awq:
     name = method = "awq"
     key = "qweight"
     fields = frozenset({"qweight", "qzeros", "scales"})
+    settings_file = None
+    seen = staticmethod(integers_of)
+    layer = staticmethod(layer_of)
     holds = "integers of 4 bits with float16 scales, by rows or groups of one size for all layers, columns in order"
 
     def objection(self, layer: Integers) -> str | None:

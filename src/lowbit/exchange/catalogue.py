@@ -8,12 +8,12 @@ from lowbit.core.layer import QuantizedLayer
 from lowbit.exchange import gguf_blocks
 from lowbit.exchange.awq import Awq
 from lowbit.exchange.compressed_tensors import CompressedTensors
+from lowbit.exchange.exl3 import Exl3
 from lowbit.exchange.format import Format
 from lowbit.exchange.gptq import Gptq, version_of
-from lowbit.exchange.integers import integers_of
 
-FORMATS: dict[str, Format] = {format.name: format for format in (Gptq(1), Gptq(2), CompressedTensors(), Awq())}
-
+_FORMATS: tuple[Format[Any], ...] = (Gptq(1), Gptq(2), CompressedTensors(), Awq(), Exl3())
+FORMATS = {format.name: format for format in _FORMATS}
 
 EXPORTS = (*FORMATS, "gguf")
 """What lowbit writes."""
@@ -25,7 +25,7 @@ def objection(format: str, layer: QuantizedLayer) -> str | None:
         if format == "gguf":
             gguf_blocks.stored(layer)
             return None
-        return FORMATS[format].objection(integers_of(layer))
+        return FORMATS[format].objection(FORMATS[format].seen(layer))
     except BadRequest as error:
         return str(error)
 
@@ -35,7 +35,7 @@ def formats_for(layer: QuantizedLayer) -> list[str]:
     return [format for format in EXPORTS if objection(format, layer) is None]
 
 
-def format_of(config: Mapping[str, Any]) -> Format:
+def format_of(config: Mapping[str, Any]) -> Format[Any]:
     """The format that a `quantization_config` names; raises BadRequest where lowbit does not read it."""
     method = config.get("quant_method")
     if method == Gptq.method:

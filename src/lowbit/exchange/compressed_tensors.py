@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lowbit.core.errors import BadRequest, require
 from lowbit.exchange.format import check_scales, take
-from lowbit.exchange.integers import Grid, Integers
+from lowbit.exchange.integers import Grid, Integers, integers_of, layer_of
 from lowbit.packing import pack_words, unpack_words
 
 
@@ -27,6 +27,9 @@ class CompressedTensors:
     name = method = "compressed-tensors"
     key = "weight_packed"
     fields = frozenset({"weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx"})
+    settings_file = None
+    seen = staticmethod(integers_of)
+    layer = staticmethod(layer_of)
     holds = "integers of 2 to 8 bits, by rows or groups, columns in order"
 
     def objection(self, layer: Integers) -> str | None:

@@ -13,7 +13,6 @@ from lowbit.core.layer import QuantizedLayer
 from lowbit.core.recipe import Recipe
 from lowbit.exchange.catalogue import formats_for, objection
 from lowbit.exchange.format import Format
-from lowbit.exchange.integers import Grid, integers_of
 from lowbit.exchange.requantize import Requantize
 from lowbit.formats.checkpoint import restored_layer, stored_fields
 from lowbit.formats.files import write_json_atomically
@@ -26,7 +25,7 @@ _TRANSPOSED = ("gpt2", "openai-gpt")
 """Architectures whose layers are no `torch.nn.Linear`, which other tools store in ways of their own."""
 
 
-def export_folder(folder: Path, out: Path, format: Format, bits: int | None = None) -> dict[str, Any]:
+def export_folder(folder: Path, out: Path, format: Format[Any], bits: int | None = None) -> dict[str, Any]:
     """Write the lowbit checkpoint `folder` to `out` in `format`, with the same codes.
 
     bits: layers that do not fit are rounded to so many instead of being refused (`exchange.requantize`).
@@ -37,7 +36,7 @@ def export_folder(folder: Path, out: Path, format: Format, bits: int | None = No
     """
     config, layers, shards = open_checkpoint(folder)
     again = None if bits is None else Requantize.into(format.name, bits, [shape for _, shape in layers.values()])
-    grids: dict[str, Grid] = {}
+    grids: dict[str, Any] = {}
     stored_bytes = weights = requantized = 0
     with staged(out) as staging:
         writer = ShardWriter(staging)
@@ -46,10 +45,10 @@ def export_folder(folder: Path, out: Path, format: Format, bits: int | None = No
             taken |= {f"{name}.{field}" for field in stored_fields(recipe, shape)}
             layer, exact = layer_for(format.name, format.holds, shards, name, (recipe, shape), again)
             requantized += not exact
-            integers = integers_of(layer)
-            tensors = format.tensors(integers)
+            seen = format.seen(layer)
+            tensors = format.tensors(seen)
             writer.add({f"{name}.{field}": tensor for field, tensor in tensors.items()})
-            grids[name] = integers.grid
+            grids[name] = seen.grid
             stored_bytes += sum(tensor.nbytes for tensor in tensors.values())
             weights += shape[0] * shape[1]
         rest = [name for name in shards.entries if name not in taken]
@@ -59,8 +58,8 @@ def export_folder(folder: Path, out: Path, format: Format, bits: int | None = No
         copy_companions(folder, staging)
         settings = format.config(grids, _matrices(shards, rest))
         write_json_atomically(staging / CONFIG_NAME, config | {"quantization_config": settings})
-        if format.method == "gptq":  # where readers older than `quantization_config` look
-            write_json_atomically(staging / "quantize_config.json", settings)
+        if format.settings_file is not None:
+            write_json_atomically(staging / format.settings_file, settings)
     return {
         "format": format.name,
         "layers": len(layers),

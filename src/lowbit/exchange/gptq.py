@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lowbit.core.errors import BadRequest, require
 from lowbit.exchange.format import as_float16, check_scales, take
-from lowbit.exchange.integers import Grid, Integers
+from lowbit.exchange.integers import Grid, Integers, integers_of, layer_of
 from lowbit.packing import pack_words, unpack_words
 
 _BITS = (2, 3, 4, 8)
@@ -34,6 +34,9 @@ class Gptq:
     method = "gptq"
     key = "qweight"
     fields = frozenset({"qweight", "qzeros", "scales", "g_idx"})
+    settings_file = "quantize_config.json"
+    seen = staticmethod(integers_of)
+    layer = staticmethod(layer_of)
 
     @property
     def name(self) -> str:

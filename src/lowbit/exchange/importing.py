@@ -4,6 +4,7 @@ A layer is found by its key tensor (`PREFIX.qweight`), read by its format, which
 not bear out, and stored by lowbit's own writer; what is not quantized is copied byte for byte.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from lowbit.core.fields import bits_per_weight
 from lowbit.core.recipe import to_dict
 from lowbit.exchange.catalogue import format_of
 from lowbit.exchange.format import Format
-from lowbit.exchange.integers import layer_of
 from lowbit.formats.checkpoint import quantization_config, stored_tensors
 from lowbit.formats.files import write_bytes_atomically, write_json_atomically
 from lowbit.formats.folder import ShardWriter, copy_companions, staged
@@ -23,7 +23,7 @@ from lowbit.version import VERSION
 
 
 def import_folder(folder: Path, out: Path) -> dict[str, Any]:
-    """Write the GPTQ, AWQ or compressed-tensors checkpoint `folder` to `out` as a lowbit one, with the same codes.
+    """Write the GPTQ, AWQ, compressed-tensors or EXL3 checkpoint `folder` to `out` as a lowbit one, same codes.
 
     Returns format, layers (how many), bytes of all tensors, bits_per_weight of the quantized ones. Raises BadRequest,
     leaving nothing behind, where `folder` is not what it claims to be or `out` is not empty.
@@ -46,13 +46,13 @@ def import_folder(folder: Path, out: Path) -> dict[str, Any]:
         writer = ShardWriter(staging)
         for name, fields in layers.items():
             try:
-                integers = format.read(settings, {field: shards.load(f"{name}.{field}") for field in fields})
-                layer = layer_of(integers, f"{format.name}_import")
+                seen = format.read(settings, {field: shards.load(f"{name}.{field}") for field in fields})
+                layer = format.layer(seen, f"{format.name}_import")
             except BadRequest as error:
                 raise BadRequest(f"{folder}: layer {name!r}: {error}") from error
             writer.add({f"{name}.{field}": tensor for field, tensor in stored_tensors(layer).items()})
             described[name] = (to_dict(layer.recipe), layer.shape)
-            bits += bits_per_weight(layer.recipe.fields(layer.shape), layer.shape) * layer.codes.numel()
+            bits += bits_per_weight(layer.recipe.fields(layer.shape), layer.shape) * math.prod(layer.shape)
         taken = {f"{name}.{field}" for name, fields in layers.items() for field in fields}
         for name in (name for name in shards.entries if name not in taken):
             writer.add({name: shards.load(name)})
@@ -71,7 +71,7 @@ def import_folder(folder: Path, out: Path) -> dict[str, Any]:
     }
 
 
-def _layers(shards: Shards, format: Format) -> dict[str, list[str]]:
+def _layers(shards: Shards, format: Format[Any]) -> dict[str, list[str]]:
     """The quantized layers, each with its fields; raises BadRequest for fields without the key."""
     layers: dict[str, list[str]] = {}
     for name in shards.entries:

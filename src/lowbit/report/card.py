@@ -38,6 +38,11 @@ from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained("FOLDER", dtype=torch.float16)
 """,
+    "exl3": """# On a GPU: exllamav3, TabbyAPI. On a CPU: pip install gptqmodel
+from gptqmodel import GPTQModel
+
+model = GPTQModel.load("FOLDER", device="cpu")
+""",
     "gguf": """# llama.cpp: `llama-cli -m FOLDER/model.gguf`
 # pip install gguf
 from transformers import AutoModelForCausalLM
@@ -78,7 +83,7 @@ def card(record: Mapping[str, Any], format: str = "lowbit") -> str:
 
 def _front_matter(source: str, format: str) -> str:
     # Values are JSON strings, which YAML reads as they are.
-    library = "gguf" if format == "gguf" else "transformers"
+    library = {"gguf": "gguf", "exl3": "exllamav3"}.get(format, "transformers")
     lines = ["---", f"library_name: {library}", "pipeline_tag: text-generation"]
     if _on_hub(source):
         lines += [f"base_model: {json.dumps(source)}", "base_model_relation: quantized"]
