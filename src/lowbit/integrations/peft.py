@@ -10,6 +10,7 @@ starting values taken from it, variants that scale by its norms, merging into it
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from lowbit.core.errors import BadRequest, require
@@ -48,8 +49,9 @@ class LoraOnCodes(Linear):
     def unmerge(self) -> None:
         raise BadRequest(f"There is no merged adapter: codes take none. {_KEEP}.")
 
-    # PEFT asks for these where it works on the layer below.
-    def _get_in_out_features(self, module: QuantizedLinear) -> tuple[int, int]:
+    def _get_in_out_features(self, module: nn.Module) -> tuple[int, int]:
+        # PEFT asks this of the layer below and warns of types that it does not know.
+        assert isinstance(module, QuantizedLinear)
         return module.in_features, module.out_features
 
 
