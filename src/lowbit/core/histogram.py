@@ -11,7 +11,7 @@ _AT_ONCE = 1 << 20
 def histogram(values: Tensor, low: float, high: float, bins: int) -> dict[str, Any]:
     """`counts` of the values in so many equal steps from `low` to `high`; those beyond count in the end bins."""
     counts = torch.zeros(bins, dtype=torch.float64)
-    for part in torch.split(values.detach().flatten(), _AT_ONCE):  # type: ignore[no-untyped-call]
+    for part in torch.split(values.detach().flatten(), _AT_ONCE):
         counts += torch.histc(part.double().clamp(low, high).cpu(), bins, low, high)
     return {"low": low, "high": high, "counts": [int(count) for count in counts]}
 

@@ -100,6 +100,15 @@ class Shards:
             raise BadRequest(f"{self.folder} holds no tensor {name!r}.")
         return _read(name, self.entries[name])
 
+    def load_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows start to stop - 1 (which there must be) of one tensor with axes; raises as `load` does."""
+        if name not in self.entries:
+            raise BadRequest(f"{self.folder} holds no tensor {name!r}.")
+        whole = self.entries[name]
+        shape = (stop - start, *whole.shape[1:])
+        row = math.prod(shape[1:]) * whole.dtype.itemsize
+        return _read(name, Entry(whole.file, whole.dtype, shape, whole.start + start * row, shape[0] * row))
+
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of one safetensors file; raises BadRequest as `Shards.open` does."""

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lowbit.core.errors import BadRequest, LowbitError, require
 from lowbit.formats.legality import CONFIG_NAME, check_checkpoint
-from lowbit.integrations.transformers import register
+from lowbit.integrations.transformers import LowbitConfig, LowbitQuantizer, register
 from lowbit.recipes import from_dict
 
 _WORK_FOLDER = ".lowbit"
@@ -36,6 +36,19 @@ def load(
         raise LowbitError(
             f"{folder} does not hold all of the model; missing or of another shape: {', '.join(missing[:8])}."
         )
+    return model
+
+
+def empty_model(folder: Path) -> PreTrainedModel:
+    """The model of a lowbit checkpoint without its weights: on torch's meta device, of type float32.
+
+    Raises BadRequest where the folder is no legal checkpoint.
+    """
+    check_checkpoint(folder, from_dict)
+    config = AutoConfig.from_pretrained(folder)
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+    LowbitQuantizer(LowbitConfig(**config.quantization_config)).preprocess_model(model)
     return model
 
 

@@ -69,6 +69,21 @@ def record_calls(model: PreTrainedModel, blocks: Sequence[Block], ids: Tensor) -
     return entered[0], calls
 
 
+@torch.no_grad()
+def final_logits(model: PreTrainedModel, blocks: Sequence[Block], ids: Tensor, hidden: Tensor) -> Tensor:
+    """What the model makes of its last block's hidden states for windows `ids`: logits [samples, tokens, words]."""
+
+    def last(*args: Any, **kwargs: Any) -> Tensor:
+        return hidden
+
+    with ExitStack() as stack:
+        for block in blocks:
+            block.module.forward = last
+            stack.callback(delattr, block.module, "forward")
+        logits: Tensor = model(input_ids=ids, use_cache=False).logits
+    return logits
+
+
 def run_block(block: nn.Module, hidden: Tensor, call: Call) -> Tensor:
     """The block's output hidden states, same shape as `hidden`; weights take no gradients."""
     output = block(hidden, *call.args, **call.kwargs)

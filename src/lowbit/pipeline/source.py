@@ -1,27 +1,33 @@
 """The model to quantize: its shape at once, its weights only where and while they are needed.
 
-The module tree is built on torch's meta device, which holds no data; `load` fills one module (a block, the
-embedding) from the safetensors shards and `release` empties it again. Buffers that a model computes for itself
-(rotary frequencies) are recomputed by the model's own initialiser, as transformers does when it loads.
+The module tree is built on torch's meta device, which holds no data; `load` fills one module (a block) from the
+safetensors shards and `release` empties it again; of the embedding and the output head only rows are read. Buffers
+that a model computes for itself (rotary frequencies) are recomputed by the model's own initialiser, as transformers
+does when it loads. A finished checkpoint is opened the same way, with quantized layers in place of linear ones.
 """
 
+import functools
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Set
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from lowbit.core.errors import BadRequest
 from lowbit.formats.shards import Shards
+from lowbit.integrations.loading import empty_model
 from lowbit.pipeline.architecture import Block, architecture_of, expert_key, find_blocks, separate_experts
+from lowbit.pipeline.tables import looked_up, multiplied
+from lowbit.runtime import QuantizedLinear
 
 _SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]
 
@@ -88,6 +94,15 @@ class SourceModel:
         _require_all(tree, keys, folder)
         return cls(folder, config, tree, find_blocks(tree, config.num_hidden_layers), shards, keys)
 
+    @classmethod
+    def open_quantized(cls, folder: Path) -> "SourceModel":
+        """The same of a lowbit checkpoint; raises BadRequest where it is not legal."""
+        tree, shards = empty_model(folder), Shards.open(folder)
+        config, keys = tree.config, _parameter_keys(tree, shards)
+        tree.requires_grad_(False).eval()  # type: ignore[no-untyped-call]
+        _require_all(tree, keys, folder)
+        return cls(folder, config, tree, find_blocks(tree, config.num_hidden_layers), shards, keys)
+
     @property
     def context(self) -> int:
         """The longest sequence the model is made for."""
@@ -97,34 +112,59 @@ class SourceModel:
     def model_type(self) -> str:
         return str(self.config.model_type)
 
-    def load(self, module: nn.Module, prefix: str, dtype: torch.dtype = torch.float32) -> None:
-        """Give `module`, at path `prefix`, its weights and buffers."""
+    def load(self, module: nn.Module, prefix: str, leave: Set[str] = frozenset()) -> None:
+        """Give `module`, at path `prefix`, its weights (but those named in `leave`) as float32, and its buffers."""
         for name, part in module.named_modules():
             path = ".".join(filter(None, (prefix, name)))
-            if next(part.buffers(recurse=False), None) is not None:
+            if isinstance(part, QuantizedLinear):
+                for leaf in dict(part.named_buffers(recurse=False)):
+                    part.register_buffer(leaf, self.shards.load(self.keys[f"{path}.{leaf}"]))
+            elif next(part.buffers(recurse=False), None) is not None:
                 part.to_empty(device="cpu", recurse=False)
                 self.model._init_weights(part)  # type: ignore[no-untyped-call]
             for leaf in dict(part.named_parameters(recurse=False)):
                 key = self.keys.get(f"{path}.{leaf}")
-                if key is not None:  # a tied weight has no key of its own
-                    value = self.shards.load(key).to(dtype)
-                    part.register_parameter(leaf, nn.Parameter(value, requires_grad=False))
+                if key is not None and f"{path}.{leaf}" not in leave:  # a tied weight has no key of its own
+                    part.register_parameter(leaf, nn.Parameter(self.shards.load(key).float(), requires_grad=False))
 
-    def load_outside_blocks(self) -> None:
-        """Load everything but the decoder blocks: embeddings, final norm, output head."""
-        blocks = {block.name for block in self.blocks}
-        self._load_children(self.model, "", blocks)
-        self.model.tie_weights()
+    @contextmanager
+    def outside_blocks(self) -> Iterator[PreTrainedModel]:
+        """The model, with everything but its decoder blocks in memory or, rows of large tables, read when asked for."""
+        names = {module: f"{name}.weight" for name, module in self.model.named_modules()}
+        embedding = self.model.get_input_embeddings()
+        head: nn.Module | None = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        tables: dict[str, AbstractContextManager[None]] = {}
+        if isinstance(embedding, nn.Embedding) and (key := self._stored_as(names[embedding])):
+            tables[names[embedding]] = looked_up(embedding, functools.partial(self._rows, key))
+        if isinstance(head, nn.Linear) and (key := self._stored_as(names[head])):
+            tables[names[head]] = multiplied(head, functools.partial(self._rows, key))
+        try:
+            self._load_children(self.model, "", {block.name for block in self.blocks}, tables.keys())
+            self.model.tie_weights()
+            with ExitStack() as stack:
+                for table in tables.values():
+                    stack.enter_context(table)
+                yield self.model
+        finally:
+            self.release(self.model)
 
-    def _load_children(self, module: nn.Module, path: str, blocks: set[str]) -> None:
+    def _stored_as(self, name: str) -> str | None:
+        """The key of a weight, or of the one that it is tied to."""
+        tied = self.model.all_tied_weights_keys
+        return self.keys.get(name) or self.keys.get(tied.get(name, ""))
+
+    def _rows(self, key: str, start: int, stop: int) -> Tensor:
+        return self.shards.load_rows(key, start, stop).float()
+
+    def _load_children(self, module: nn.Module, path: str, blocks: Set[str], leave: Set[str]) -> None:
         if path in blocks:
             return
         children = dict(module.named_children())
         if not any(block.startswith(f"{path}." if path else "") for block in blocks):
-            self.load(module, path)
+            self.load(module, path, leave)
             return
         for name, child in children.items():
-            self._load_children(child, ".".join(filter(None, (path, name))), blocks)
+            self._load_children(child, ".".join(filter(None, (path, name))), blocks, leave)
 
     def release(self, module: nn.Module) -> None:
         """Give the memory of a module's parameters back."""
