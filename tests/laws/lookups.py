@@ -1,12 +1,14 @@
 """Rows of the tables for codes that look levels up, and for the methods made of them."""
 
 from lowbit.codes import (
+    AdaptiveBlocks,
     BinaryCoding,
     BlockScaled,
     ClusteredLevels,
     Digits,
     DualGrained,
     Exchanged,
+    FinerColumns,
     HessianRange,
     KQuant,
     LaidOut,
@@ -53,6 +55,8 @@ LOOKUPS = {
     "planes on a finer grid": Lookup(BinaryCoding(2, "signs", TwoStep(3, 4, 6), "diagonal")),
     "super-blocks": Lookup(SuperBlocks(3, 4, 3, steps=6), 4),
     "super-blocks, symmetric": Lookup(SuperBlocks(2, 6, 2, True, "diagonal", steps=6), 4, "static"),
+    "adaptive blocks": Lookup(AdaptiveBlocks(3, 2), 4, "static"),
+    "adaptive blocks with one to spare": Lookup(AdaptiveBlocks(4, 5), 2),
     "dual-grained": Lookup(DualGrained(steps=10), 8),
     "dual-grained, static": Lookup(DualGrained(2, range=_SEARCHED, steps=10), 4, "static"),
 }
@@ -60,6 +64,10 @@ LOOKUPS = {
 LAID_OUT = {
     "pairs with scales of blocks": BlockScaled(VectorCodebook(2, 4, importance="none"), 4),
     "clusters with scales of blocks": BlockScaled(Lookup(ClusteredLevels(2), 8), 4, 3),
+    "finer columns": FinerColumns(VectorCodebook(3, 2, along="outputs", importance="diagonal"), 3, 0.1),
+    "finer columns in groups": FinerColumns(
+        VectorCodebook(2, 2, along="outputs", group_size=8, codebooks="dynamic"), 3, 0.3
+    ),
     "fp6 in two planes": LaidOut(Lookup(ScaledLevels("e3m2")), Planes(4, 2)),
     "ternary digits": LaidOut(Lookup(ScaledLevels("ternary", range=_SEARCHED), 12), Digits(3)),
     "mixed widths": LaidOut(Lookup(MixedWidths(2, HessianRange(steps=5)), 8), Exchanged(2)),
@@ -94,10 +102,12 @@ LOOKUP_RECIPES = {
     "gptvq": {"bits": 1, "group_size": 12},
     "gptvq with scales of blocks": {"bits": 1, "group_size": 12, "block_size": 4},
     "vptq": {"dimension": 2, "bits": 3, "residual_bits": 2},
+    "vptq with finer columns": {"dimension": 2, "bits": 2, "outlier_bits": 4, "group_size": 8},
     "gptqt": {"bits": 2, "fine_bits": 3},
     "db_llm": {"group_size": 12},
     "pb_llm": {"group_size": 12},
     "dgq": {"group_size": 8},
+    "finequant": {"group_size": 8, "finest": 4},
     "slim_llm": {"group_size": 8},
 }
 """Settings that fit the [6, 24] layers of `laws.problems`; the first word is the recipe's name."""

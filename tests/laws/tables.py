@@ -28,7 +28,7 @@ from lowbit.codes import (
 from lowbit.core.fields import Array
 from lowbit.core.levels import has_levels
 from lowbit.core.maps import Dense, Diagonal, Identity, Permutation, compose
-from lowbit.core.parts import Code
+from lowbit.core.parts import Code, linear_fields
 from lowbit.core.recipe import Recipe
 from lowbit.recipes import make_recipe
 from lowbit.rounding import (
@@ -42,6 +42,7 @@ from lowbit.rounding import (
     Optq,
     QuantEase,
     RefittedScales,
+    RefittedTables,
     Stochastic,
 )
 from lowbit.sidecars import (
@@ -160,6 +161,7 @@ CODES = {
     "e8p, 3 bits": E8P(3),
     "e8p, 4 bits with headroom": E8P(4, headroom=1.2),
     "vectors of inputs": VectorCodebook(2, 4, importance="none"),
+    "vectors of inputs, eight bits": VectorCodebook(2, 3, 2, group_size=12, codebooks="dynamic", dtype="int8"),
     "vectors of outputs in groups": VectorCodebook(2, 3, along="outputs", group_size=8, codebooks="dynamic"),
     "vectors of outputs in static groups": VectorCodebook(2, 2, along="outputs", group_size=12, importance="diagonal"),
     "vectors of inputs in two stages": VectorCodebook(2, 2, 2, group_size=12, codebooks="dynamic"),
@@ -190,6 +192,7 @@ GREEDY = (
     "e8p, 3 bits",
     "e8p, 4 bits with headroom",
     "vectors of inputs in two stages",
+    "vectors of inputs, eight bits",
     "trellis of two columns, closed",
     "trellis of squares, 1.5 bits",
     "levelled trellis",
@@ -210,6 +213,7 @@ ROUNDERS = {
     "optq": Optq(),
     "descent": CoordinateDescent(Ldlq(), passes=2),
     "refitted": RefittedScales(Ldlq()),
+    "refitted tables": RefittedTables(Ldlq(), 4),
     "beam": Beam(width=5, candidates=2),
     "gpfq": Gpfq(),
     "quantease": QuantEase(sweeps=3),
@@ -223,7 +227,9 @@ COLUMN_BY_COLUMN = ("optq", *BY_LEVELS)
 """Rounders that refuse codes with wider tiles."""
 ONE_SCALE = ("refitted",)
 """Rounders that refuse codes without one scale for the layer or one a row."""
-NOT_NEAREST = ("refitted", "unbiased", "shrunk")
+LINEAR = ("refitted tables",)
+"""Rounders that refuse codes whose values are not linear in their side information."""
+NOT_NEAREST = ("refitted", "refitted tables", "unbiased", "shrunk")
 """Rounders that do not store the nearest values even where nothing else matters."""
 
 CRITERIA = {
@@ -379,6 +385,7 @@ PAIRS = {
     for rounder, code in product(ROUNDERS, CODES)
     if (rounder not in COLUMN_BY_COLUMN or CODES[code].tile == (1, 1))
     and (rounder not in ONE_SCALE or has_one_scale(CODES[code]))
+    and (rounder not in LINEAR or linear_fields(CODES[code]))
     and (rounder not in BY_LEVELS or has_levels(CODES[code], (N, K)))
 }
 """Rounders and codes that go together."""

@@ -1,5 +1,6 @@
 """Codes: which values can be stored, and how are they reached?"""
 
+from lowbit.codes.adaptive import AdaptiveBlocks as AdaptiveBlocks
 from lowbit.codes.binary import BinaryCoding as BinaryCoding
 from lowbit.codes.binary import LeastSquares as LeastSquares
 from lowbit.codes.binary import TwoStep as TwoStep
@@ -8,6 +9,7 @@ from lowbit.codes.clustered import ClusteredLevels as ClusteredLevels
 from lowbit.codes.clustered import SharedLevels as SharedLevels
 from lowbit.codes.dual import DualGrained as DualGrained
 from lowbit.codes.e8p import E8P as E8P
+from lowbit.codes.finer import FinerColumns as FinerColumns
 from lowbit.codes.fitting import Levelled as Levelled
 from lowbit.codes.fitting import Padded as Padded
 from lowbit.codes.integer import IntegerGrid as IntegerGrid

@@ -148,6 +148,8 @@ class BinaryCoding:
     fitting: PlaneFitting = LeastSquares()
     importance: Importance = "none"
 
+    linear_in = ("planes",)
+
     def __post_init__(self) -> None:
         require(1 <= self.planes <= 6, f"BinaryCoding(planes={self.planes!r}): must be 1 to 6.")
         require(

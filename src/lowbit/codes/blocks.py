@@ -47,6 +47,10 @@ class BlockScaled:
     def refit_every(self) -> int:
         return self.code.refit_every
 
+    @property
+    def linear_in(self) -> tuple[str, ...]:
+        return self.code.linear_in
+
     def check(self, shape: tuple[int, int]) -> None:
         self.code.check(shape)
         if shape[1] % self.block_size:

@@ -39,6 +39,8 @@ class ClusteredLevels:
     bits: int = 3
     importance: Importance = "diagonal"
 
+    linear_in = ("table",)
+
     def __post_init__(self) -> None:
         _check(self, self.bits, self.importance)
 
@@ -71,6 +73,8 @@ class SharedLevels:
     bits: int = 3
     tables: int = 16
     importance: Importance = "diagonal"
+
+    linear_in = ("table",)
 
     def __post_init__(self) -> None:
         _check(self, self.bits, self.importance)

@@ -174,6 +174,10 @@ class LaidOut:
     def refit_every(self) -> int:
         return self.code.refit_every
 
+    @property
+    def linear_in(self) -> tuple[str, ...]:
+        return self.code.linear_in
+
     def check(self, shape: tuple[int, int]) -> None:
         self.code.check(shape)
 

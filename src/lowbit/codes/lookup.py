@@ -19,6 +19,7 @@ from torch import Tensor
 from lowbit.codes.groups import GroupSize, check_divides, check_group_size, group_of, grouped, side_shape
 from lowbit.core.errors import require
 from lowbit.core.fields import Bits, Field
+from lowbit.core.parts import linear_fields
 from lowbit.core.problem import LayerProblem
 from lowbit.core.records import Side
 from lowbit.kernels.tables import round_nearest, round_slab
@@ -76,6 +77,10 @@ class Lookup:
     @property
     def refit_every(self) -> int:
         return self.group_size if isinstance(self.group_size, int) and self.scales == "dynamic" else 0
+
+    @property
+    def linear_in(self) -> tuple[str, ...]:
+        return linear_fields(self.tables)
 
     def check(self, shape: tuple[int, int]) -> None:
         check_divides(self, self.group_size, shape)

@@ -37,6 +37,8 @@ class LowRankLevels:
     turns: int = 8
     importance: Importance = "conditional"
 
+    linear_in = ("coefficients",)
+
     def __post_init__(self) -> None:
         require(1 <= self.bits <= 8, f"LowRankLevels(bits={self.bits!r}): must be 1 to 8.")
         require(

@@ -7,13 +7,13 @@ and feedback works column by column as in OPTQ. A column's importance is what it
 of it the columns after it cannot absorb, the d_j of H = A diag(d) A^T. It weighs coordinates when centroids are found.
 A tile b of inputs is encoded by the vector that is cheapest jointly, |e A_bb diag(d_b)^(1/2)|^2, as block LDLQ wants.
 
-Bits per weight: (bits + residual_bits) / d + 16 d groups (2^bits + 2^residual_bits) / (N K), with one float16 codebook
-per group of columns, or one for the layer; each row of tiles is filled up to a byte.
+Bits per weight: (bits + residual_bits) / d + c d groups (2^bits + 2^residual_bits) / (N K), with one codebook per group
+of columns, or one for the layer, of numbers of c = 16 bits or of 8 and a float16 scale; each row of tiles is filled up
+to a byte.
 
-Papers: GPTVQ (arXiv 2402.15319), VPTQ (arXiv 2409.17066). Differs from GPTVQ: codebooks span all rows, are float16
-instead of 8 bits, weigh a column by d_j where its code takes the root, and count what the errors of a tile do together
-(4 % of the loss at d = 4 on a small Llama). From VPTQ: no second, finer codebook for outlier columns and no normalised
-weights; a side-car and a transform do these.
+Papers: GPTVQ (arXiv 2402.15319), VPTQ (arXiv 2409.17066). Differs from GPTVQ: codebooks span all rows, weigh a column
+by d_j where its code takes the root, and count what the errors of a tile do together (4 % of the loss at d = 4 on a
+small Llama). From VPTQ: normalised weights are a transform, the codebook of outlier columns is `codes.finer`.
 Cost: see `lowbit.codes.kmeans`; 2 d 2^b multiply-adds per tile to encode.
 """
 
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from lowbit.codes.importance import DAMPING, ColumnImportance, check_importance, column_costs
 from lowbit.codes.kmeans import k_means
+from lowbit.codes.lookup import as_float16, working
 from lowbit.core.errors import BadRequest, require
 from lowbit.core.fields import Array, Bits, Field
 from lowbit.core.linalg import unit_upper_factor
@@ -35,6 +36,8 @@ from lowbit.core.records import Side
 from lowbit.kernels.nearest import nearest
 
 _LARGEST_BITS = 16
+_LARGEST_INT8 = 127
+_DTYPES = {"float16": torch.float16, "int8": torch.int8}
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class VectorCodebook:
     bits, residual_bits: of an index, 1 to 16; 0 residual bits for no second stage. group_size: columns that share a
     codebook, or "tensor". importance of a column: "none" (all the same), "diagonal" of H, or "conditional" on the
     columns after it. codebooks: "dynamic" finds a group's anew from the error-compensated weights when a rounder
-    reaches it (GPTVQ), "static" keeps those of the original weights.
+    reaches it (GPTVQ), "static" keeps those of the original weights. dtype: of the codebooks' numbers.
     """
 
     dimension: int = 4
@@ -54,6 +57,7 @@ class VectorCodebook:
     group_size: int | Literal["tensor"] = "tensor"
     importance: ColumnImportance = "conditional"
     codebooks: Literal["dynamic", "static"] = "static"
+    dtype: Literal["float16", "int8"] = "float16"
 
     def __post_init__(self) -> None:
         name = type(self).__name__
@@ -67,6 +71,7 @@ class VectorCodebook:
         for field, value, allowed in (
             ("along", self.along, ("inputs", "outputs")),
             ("codebooks", self.codebooks, ("dynamic", "static")),
+            ("dtype", self.dtype, ("float16", "int8")),
         ):
             require(value in allowed, f"{name}({field}={value!r}): must be one of {', '.join(allowed)}.")
         check_importance(self, self.importance, ColumnImportance)
@@ -83,6 +88,10 @@ class VectorCodebook:
     @property
     def refit_every(self) -> int:
         return self.group_size if isinstance(self.group_size, int) and self.codebooks == "dynamic" else 0
+
+    @property
+    def linear_in(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in self._stages())
 
     def check(self, shape: tuple[int, int]) -> None:
         n, k = shape
@@ -104,7 +113,9 @@ class VectorCodebook:
         groups = 1 if self.group_size == "tensor" else shape[1] // self.group_size
         fields: dict[str, Field] = {"codes": Bits(tiles, self.bits + self.residual_bits)}
         for name, bits in self._stages():
-            fields[name] = Array((groups, 2**bits, self.dimension), torch.float16)
+            fields[name] = Array((groups, 2**bits, self.dimension), _DTYPES[self.dtype])
+            if self.dtype == "int8":
+                fields[f"{name}_scale"] = Array((groups,), torch.float16)
         return fields
 
     def fit(self, problem: LayerProblem) -> Side:
@@ -113,7 +124,7 @@ class VectorCodebook:
         return {
             "importance": importance,
             "metric": metric,
-            **{name: torch.stack([books[name] for books in groups]) for name, _ in self._stages()},
+            **{name: torch.stack([books[name] for books in groups]) for name in groups[0]},
         }
 
     def refit(self, side: Side, target: Tensor, columns: Tensor) -> Side:
@@ -130,8 +141,9 @@ class VectorCodebook:
         for at, tiles in self._tiles_of(columns):
             left, metric, shift = vectors[:, tiles], side["metric"][columns[:: self.tile[1]][tiles] // self.tile[1]], 0
             for name, bits in self._stages():
-                index = self._nearest(left, side[name][at], metric)
-                left = left - side[name][at][index]
+                book = self.books(side, name, at)
+                index = self._nearest(left, book, metric)
+                left = left - book[index]
                 codes[:, tiles] |= index << shift
                 shift += bits
         return codes, self.decode(codes, side, columns)
@@ -142,15 +154,19 @@ class VectorCodebook:
         return encode_tiles(self, weight, target, feedback, side, columns)
 
     def decode(self, codes: Tensor, side: Side, columns: Tensor) -> Tensor:
-        book = side["codebook"]
-        dtype = torch.float32 if book.dtype == torch.float16 else book.dtype
+        dtype = working(side["codebook"]).dtype
         vectors = torch.zeros(*codes.shape, self.dimension, dtype=dtype, device=codes.device)
         for at, tiles in self._tiles_of(columns):
             index = codes[:, tiles].int()
             for name, bits in self._stages():
-                vectors[:, tiles] += side[name][at].to(dtype)[index & (1 << bits) - 1]
+                vectors[:, tiles] += self.books(side, name, at)[index & (1 << bits) - 1]
                 index = index >> bits
         return vectors.flatten(1) if self.along == "inputs" else vectors.transpose(1, 2).flatten(0, 1)
+
+    def books(self, side: Side, name: str, at: int | slice = slice(None)) -> Tensor:
+        """The vectors of a stage's codebooks, [2^bits, d] of one of them or [groups, 2^bits, d]; name: of its field."""
+        book = working(side[name][at])
+        return book * working(side[f"{name}_scale"][at])[..., None, None] if self.dtype == "int8" else book
 
     def _stages(self) -> list[tuple[str, int]]:
         """Field and index bits of each stage."""
@@ -184,12 +200,18 @@ class VectorCodebook:
         return (slice(start, start + step) for start in range(0, columns, step))
 
     def _fit_group(self, weight: Tensor, importance: Tensor) -> dict[str, Tensor]:
-        """The codebook of each stage, [2^bits, d], rounded to float16, in the weights' type."""
+        """The codebook of each stage, [2^bits, d], as it is stored, and its scale, in the weights' type."""
         left, weights = (self._vectors(one).flatten(0, 1) for one in (weight, importance.expand_as(weight)))
-        books = {}
+        books: dict[str, Tensor] = {}
         for name, bits in self._stages():
-            books[name] = k_means(left, weights, 2**bits).half().to(weight.dtype)
-            left = left - books[name][nearest(left, weights, books[name])[0]]
+            book = k_means(left, weights, 2**bits)
+            if self.dtype == "int8":
+                books[f"{name}_scale"] = as_float16(self, book.abs().amax() / _LARGEST_INT8).clamp_min(2.0**-24)
+                books[name] = (book / books[f"{name}_scale"]).round().clamp(-_LARGEST_INT8, _LARGEST_INT8)
+                book = books[name] * books[f"{name}_scale"]
+            else:
+                books[name] = book = as_float16(self, book)
+            left = left - book[nearest(left, weights, book)[0]]
         return books
 
     def _vectors(self, weight: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from lowbit.core.cells import half_widths
 from lowbit.core.errors import require
 from lowbit.core.fields import Field
 from lowbit.core.maps import Permutation
-from lowbit.core.parts import Code, Rounder
+from lowbit.core.parts import Code, Rounder, linear_fields
 from lowbit.core.problem import LayerProblem
 from lowbit.core.records import FittedTransform, Rounded, Side
 
@@ -34,6 +34,10 @@ class _Visited:
     @property
     def tile(self) -> tuple[int, int]:
         return self.code.tile
+
+    @property
+    def linear_in(self) -> tuple[str, ...]:
+        return linear_fields(self.code)
 
     def check(self, shape: tuple[int, int]) -> None:
         self.code.check(shape)

@@ -192,6 +192,22 @@ class Feeding(Protocol):
 
 
 @runtime_checkable
+class Linear(Protocol):
+    """A code whose values, with the codes held, are linear in some of its side information.
+
+    linear_in: those fields, in which any values may stand that their types hold.
+    """
+
+    @property
+    def linear_in(self) -> tuple[str, ...]: ...
+
+
+def linear_fields(code: object) -> tuple[str, ...]:
+    """The fields that a code's values are linear in; none where it does not tell."""
+    return code.linear_in if isinstance(code, Linear) else ()
+
+
+@runtime_checkable
 class Rounder(Protocol):
     """Which of the storable values is chosen?"""
 

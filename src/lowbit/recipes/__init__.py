@@ -27,6 +27,7 @@ from lowbit.recipes.floats import nupes as nupes
 from lowbit.recipes.floats import ternary as ternary
 from lowbit.recipes.floats import zeroquant_fp6 as zeroquant_fp6
 from lowbit.recipes.granular import dgq as dgq
+from lowbit.recipes.granular import finequant as finequant
 from lowbit.recipes.granular import slim_llm as slim_llm
 from lowbit.recipes.incoherent import exl3 as exl3
 from lowbit.recipes.incoherent import qtip as qtip

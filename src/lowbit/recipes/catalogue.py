@@ -11,7 +11,7 @@ from lowbit.recipes.binary import db_llm, gptqt, pb_llm
 from lowbit.recipes.calibrated import boa, qronos, rsq
 from lowbit.recipes.expression import SLOTS, with_parts
 from lowbit.recipes.floats import block_float, dint, llm_fp4, normal_float, nupes, ternary, zeroquant_fp6
-from lowbit.recipes.granular import dgq, slim_llm
+from lowbit.recipes.granular import dgq, finequant, slim_llm
 from lowbit.recipes.incoherent import exl3, qtip, quip, quip_sharp, trellis
 from lowbit.recipes.native import kquant
 from lowbit.recipes.nonuniform import gptvq, jlcm, lcq, squeezellm, vptq
@@ -58,6 +58,7 @@ _METHODS: tuple[Callable[..., Recipe], ...] = (
     db_llm,
     pb_llm,
     dgq,
+    finequant,
     slim_llm,
     kquant,
 )

@@ -1,12 +1,13 @@
-"""Methods that choose how fine scales are, or where bits go inside a layer: DGQ, SliM-LLM.
+"""Methods that choose how fine scales are, or where bits go inside a layer: DGQ, FineQuant, SliM-LLM.
 
 g is the group size; K inputs, N outputs.
 """
 
-from lowbit.codes import DualGrained, Exchanged, HessianRange, LaidOut, Lookup, MixedWidths
+from lowbit.codes import AdaptiveBlocks, DualGrained, Exchanged, HessianRange, LaidOut, Lookup, MixedWidths
+from lowbit.core.errors import require
 from lowbit.core.recipe import Recipe, Refresh
-from lowbit.rounding import Ldlq
-from lowbit.statistics import SecondMoment
+from lowbit.rounding import Ldlq, Nearest
+from lowbit.statistics import Isotropic, SecondMoment
 from lowbit.transforms import NoTransform
 
 
@@ -29,6 +30,33 @@ def dgq(bits: int = 4, group_size: int = 128, damping: float = 0.01, refresh: Re
     """
     code = Lookup(DualGrained(bits, HessianRange(0.8, 20)), group_size)
     return Recipe("dgq", SecondMoment(), NoTransform(), code, Ldlq(damping), refresh=refresh)
+
+
+def finequant(bits: int = 4, group_size: int = 64, finest: int = 16) -> Recipe:
+    """FineQuant: without any data; blocks are fine where the range of the weights changes and coarse elsewhere.
+
+    Paper: Kim, Henry, Fahim, Awadalla: FineQuant: Unlocking Efficiency with Fine-Grained Weight-Only Quantization for
+    LLMs, 2023, arXiv 2308.09723.
+
+    Bits per weight: b + 16 M / K + 1 / (N f), M = ceil(K / g) blocks, f the finest; the marks of blocks' starts are
+    filled up to a byte.
+
+    Differs from the paper (no code is public): the number of scales is given and their places are chosen, block by
+    block, where theirs chooses one block size for each matrix by a threshold; ranges reach from the largest magnitude
+    to its negative, as in `rtn`.
+
+    Args:
+        bits: 2 to 8.
+        group_size: columns of a row that share a scale, on average; a multiple of finest.
+        finest: columns of the smallest block.
+    """
+    require(
+        finest >= 1 and group_size >= 1 and group_size % finest == 0,
+        f"finequant(group_size={group_size}, finest={finest}): blocks must be whole multiples of the finest. Use 64 "
+        "and 16.",
+    )
+    code = Lookup(AdaptiveBlocks(bits, group_size // finest), finest, "static")
+    return Recipe("finequant", Isotropic(), NoTransform(), code, Nearest(), refresh="block")
 
 
 def slim_llm(bits: int = 2, group_size: int = 128, damping: float = 0.01, refresh: Refresh = "input") -> Recipe:

@@ -5,11 +5,11 @@ g is the group size, or K for "row"; K inputs, N outputs.
 
 from typing import Literal
 
-from lowbit.codes import BlockScaled, ClusteredLevels, Lookup, LowRankLevels, SharedLevels, VectorCodebook
+from lowbit.codes import BlockScaled, ClusteredLevels, FinerColumns, Lookup, LowRankLevels, SharedLevels, VectorCodebook
 from lowbit.core.errors import require
 from lowbit.core.recipe import Recipe, Refresh
 from lowbit.recipes.scalar import GroupSize, whole_row
-from lowbit.rounding import Ldlq, Nearest
+from lowbit.rounding import Ldlq, Nearest, RefittedTables
 from lowbit.sidecars import Magnitude, Sensitivity, SparseOutliers, TwoCriteria
 from lowbit.sidecars.criteria import Criterion
 from lowbit.statistics import FisherDiagonal, SecondMoment
@@ -113,36 +113,41 @@ def gptvq(
     dimension: int = 2,
     group_size: int = 256,
     block_size: int | None = None,
+    updates: int = 10,
     damping: float = 0.01,
     refresh: Refresh = "input",
 ) -> Recipe:
-    """GPTVQ: vectors of inputs, with a codebook for each group of columns found when rounding reaches it.
+    """GPTVQ: vectors of inputs, with a codebook for each group of columns found when rounding reaches it, and updated.
 
     Paper: van Baalen, Kuzmin, Nagel et al.: GPTVQ: The Blessing of Dimensionality for LLM Quantization, 2024, arXiv
     2402.15319.
 
-    Bits per weight: b + 16 d 2^(b d) / (N g); scales of blocks add 4 / block_size + 64 / (N K).
+    Bits per weight: b + (8 d 2^(b d) + 16) / (N g); scales of blocks add 4 / block_size + 64 / (N K).
 
     Differs from the authors' code: vectors are encoded and fed back jointly, in the metric of block LDLQ; a codebook
-    serves all rows and is float16, where theirs serves some and is 8 bits; no gradient steps on codebooks.
+    serves all rows, where theirs serves some; it is updated by conjugate gradients and kept in 8 bits throughout. Their
+    compression of one-dimensional codebooks by their singular values is `lcq`.
 
     Args:
         bits: of an index for each weight; bits x dimension is at most 16.
         dimension: weights of a vector, d.
         group_size: columns that share a codebook.
         block_size: columns of a row that share a four-bit scale, 32 or 64 in the paper; none for no such scales.
+        updates: steps for all codebooks together once codes are chosen; 0 for none.
         damping: added to diag(H), as a fraction of its mean; >= 0.
         refresh: "input" recomputes inputs after each group of layers that share one, "block" once per decoder block.
     """
-    vectors = VectorCodebook(dimension, bits * dimension, group_size=group_size, codebooks="dynamic")
+    vectors = VectorCodebook(dimension, bits * dimension, group_size=group_size, codebooks="dynamic", dtype="int8")
     code = BlockScaled(vectors, block_size) if block_size else vectors
-    return Recipe("gptvq", SecondMoment(), NoTransform(), code, Ldlq(damping), refresh=refresh)
+    rounder = RefittedTables(Ldlq(damping), updates) if updates else Ldlq(damping)
+    return Recipe("gptvq", SecondMoment(), NoTransform(), code, rounder, refresh=refresh)
 
 
 def vptq(
     dimension: int = 4,
     bits: int = 8,
     residual_bits: int = 0,
+    outlier_bits: int = 0,
     group_size: int | Literal["tensor"] = "tensor",
     damping: float = 0.01,
     refresh: Refresh = "input",
@@ -152,18 +157,22 @@ def vptq(
     Paper: Liu, Wen, Wang et al.: VPTQ: Extreme Low-bit Vector Post-Training Quantization for Large Language Models,
     EMNLP 2024, arXiv 2409.17066.
 
-    Bits per weight: (b + r) / d + 16 d (2^b + 2^r) / (N g), without the 2^r where r is 0; g is K for "tensor".
+    Bits per weight: (b + r) / d + 16 d (2^b + 2^r) / (N g), without the 2^r where r is 0; g is K for "tensor". With
+    outlier_bits o, of c columns: (1 - c / K) (b + r) / d + 16 d (2^b + 2^r) / (N g) + c o / (d K) + 16 d 2^o / (N K) +
+    c i / (N K), i = ceil(log2 K).
 
-    Differs from the authors' code: no finer codebook for outlier columns (a side-car of kept columns does that), no
-    normalised weights (a transform), no fine-tuning.
+    Differs from the authors' code: outlier columns have vectors as long as all others; no normalised weights (a
+    transform), no fine-tuning.
 
     Args:
         dimension: outputs of a vector, d; must divide N.
         bits: of an index, b; 12 in the paper, for models of billions.
         residual_bits: of the second stage's index, r; 0 for none.
+        outlier_bits: of an index in the one column of a hundred whose inputs are largest; 0 for no such columns.
         group_size: columns that share codebooks, or "tensor".
         damping: added to diag(H), as a fraction of its mean; >= 0.
         refresh: "input" recomputes inputs after each group of layers that share one, "block" once per decoder block.
     """
-    code = VectorCodebook(dimension, bits, residual_bits, "outputs", group_size, "diagonal")
+    vectors = VectorCodebook(dimension, bits, residual_bits, "outputs", group_size, "diagonal")
+    code = FinerColumns(vectors, outlier_bits) if outlier_bits else vectors
     return Recipe("vptq", SecondMoment(), NoTransform(), code, Ldlq(damping), refresh=refresh)

@@ -10,4 +10,5 @@ from lowbit.rounding.nearest import Nearest as Nearest
 from lowbit.rounding.optq import Optq as Optq
 from lowbit.rounding.quantease import QuantEase as QuantEase
 from lowbit.rounding.refit import RefittedScales as RefittedScales
+from lowbit.rounding.refit_tables import RefittedTables as RefittedTables
 from lowbit.rounding.stochastic import Stochastic as Stochastic

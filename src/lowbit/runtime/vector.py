@@ -1,7 +1,5 @@
 """How the kernels see codebooks of vectors."""
 
-from torch import Tensor
-
 from lowbit.codes import VectorCodebook
 from lowbit.kernels.vector_product import PackedVectors
 from lowbit.runtime.product import StoredCodes
@@ -12,6 +10,6 @@ from lowbit.runtime.rows import packed_rows
 def _(code: VectorCodebook, stored: StoredCodes, start: int, stop: int) -> PackedVectors:
     (n, k), height = stored.shape, code.tile[0]
     indices = stored.tensors["codes"].view(n // height, -1)[start // height : stop // height]
-    first: Tensor = stored.tensors["codebook"].float()
-    second = stored.tensors["residual_codebook"].float() if code.residual_bits else first[:, :0]
+    first = code.books(stored.tensors, "codebook")
+    second = code.books(stored.tensors, "residual_codebook") if code.residual_bits else first[:, :0]
     return PackedVectors(indices, code.bits + code.residual_bits, code.bits, first, second, code.tile, k)
