@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import lowbit
 from lowbit.core.errors import BadRequest
@@ -93,6 +94,19 @@ def test_without_ray_the_request_is_refused(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.float8_e4m3fn])
+def test_a_view_is_sent_without_what_it_is_a_view_of(dtype):
+    cluster = pytest.importorskip("lowbit.pipeline.cluster", reason="Ray is not installed: pip install lowbit[ray]")
+    whole = torch.arange(24).view(4, 6).to(dtype)
+    for tensor in (whole[1:3], whole.T, whole[0, 0], whole[:0]):
+        packed = cluster._array(tensor)
+        assert packed[0].nbytes == tensor.nbytes
+        back = cluster._tensor(packed)
+        assert back.dtype == dtype
+        assert back.shape == tensor.shape
+        assert torch.equal(back.float(), tensor.float())
+
+
 @pytest.fixture(scope="module")
 def machines():
     """A Ray cluster of two machines with one core each, all of it on this one."""
@@ -114,20 +128,30 @@ def two_machines(Cluster):
     cluster.shutdown()
 
 
+@pytest.mark.slow
 def test_two_machines_of_which_one_is_lost_give_the_same_bytes(machines, tmp_path, monkeypatch):
     """A worker is killed in the middle of a solve, then the driver, then a whole machine."""
     cluster, second = machines
     monkeypatch.setitem(PARTS, "DyingOnce", DyingOnce)
     model, marker = save_tiny("llama", tmp_path / "model"), tmp_path / "marker"
     recipe = replace(make_recipe("optq", {"bits": 3, "group_size": 16}), rounder=DyingOnce(str(marker)))
-    options = Options(cluster=cluster.address)
+
+    def run(out, **options):
+        lowbit.quantize(model, out, recipe, calibration=CALIBRATION, options=Options(**options))
+
     with monkeypatch.context() as patched:
         kill_at(patched, 8, "before")
         with pytest.raises(Killed):
-            lowbit.quantize(model, tmp_path / "out", recipe, calibration=CALIBRATION, options=options)
+            run(tmp_path / "out", cluster=cluster.address)
     assert marker.exists()
-    with pytest.raises(BadRequest, match=r"takes .* GB, and the largest machine has"):
-        monkeypatch_memory(model, tmp_path / "too-large", recipe, options, monkeypatch)
+    with monkeypatch.context() as patched:
+        patched.setattr("lowbit.pipeline.quantize.watch_memory", lambda work, block: 1 << 60)
+        with pytest.raises(BadRequest, match=r"takes .* GB, and the largest machine has"):
+            run(tmp_path / "too-large", cluster=cluster.address)
+        patched.setattr("lowbit.pipeline.cluster.VERSION", "0.0.0")
+        with pytest.raises(BadRequest, match=r"has lowbit [0-9.]*, this machine has lowbit 0.0.0"):
+            run(tmp_path / "too-old", cluster=cluster.address)
+    assert not (tmp_path / "too-large").exists()
     record, written = Journal.record, []
 
     def losing(self, kind, name, data):
@@ -138,15 +162,7 @@ def test_two_machines_of_which_one_is_lost_give_the_same_bytes(machines, tmp_pat
 
     with monkeypatch.context() as patched:
         patched.setattr(Journal, "record", losing)
-        resumed = replace(options, resume=True)
-        lowbit.quantize(model, tmp_path / "out", recipe, calibration=CALIBRATION, options=resumed)
-    assert len(written) == 14 - 6 + 2
-    lowbit.quantize(model, tmp_path / "here", recipe, calibration=CALIBRATION)
+        run(tmp_path / "out", cluster=cluster.address, resume=True)
+    assert len(written) == 14 - 6 + 2, "finished layers were solved again"
+    run(tmp_path / "here")
     assert contents(tmp_path / "out") == contents(tmp_path / "here")
-
-
-def monkeypatch_memory(model, out, recipe, options, monkeypatch):
-    with monkeypatch.context() as patched:
-        patched.setattr("lowbit.pipeline.quantize.watch_memory", lambda work, block: 1 << 60)
-        lowbit.quantize(model, out, recipe, calibration=CALIBRATION, options=options)
-    assert not out.exists()

@@ -106,16 +106,12 @@ class RayCluster:
             name=function.__name__, num_cpus=self.cores, memory=_PROGRAM + memory, max_retries=_REPEATS
         )
         under_way: deque[Any] = deque()
-        try:
-            for arguments in calls:
-                under_way.append(call.remote(function, self.cores, *arguments))
-                if len(under_way) > self.places:
-                    yield _result(under_way.popleft(), function.__name__)
-            while under_way:
+        for arguments in calls:
+            under_way.append(call.remote(function, self.cores, *arguments))
+            if len(under_way) > self.places:
                 yield _result(under_way.popleft(), function.__name__)
-        finally:
-            for unwanted in under_way:
-                ray.cancel(unwanted)
+        while under_way:
+            yield _result(under_way.popleft(), function.__name__)
 
 
 def _result(promise: Any, what: str) -> Any:
@@ -190,4 +186,6 @@ def _array(tensor: Tensor) -> tuple[np.ndarray, torch.dtype, torch.Size]:
 
 def _tensor(packed: tuple[np.ndarray, torch.dtype, torch.Size]) -> Tensor:
     data, dtype, shape = packed
-    return torch.from_numpy(data.copy()).view(dtype).view(shape)
+    tensor = torch.empty(shape, dtype=dtype)
+    tensor.view(-1).view(torch.uint8).numpy()[:] = data
+    return tensor
