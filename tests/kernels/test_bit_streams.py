@@ -28,7 +28,7 @@ def test_rows_are_unpacked_as_they_were_packed(bits, count):
 def test_wide_integers_are_read_as_they_were_packed(bits, count):
     values = torch.randint(2**bits, (1, count), generator=torch.Generator().manual_seed(bits))
     read = np.empty(count, np.uint32)
-    read_integers(pack(values, Bits((1, count), bits)).numpy(), np.uint64(bits), read)
+    read_integers(pack(values, Bits((1, count), bits)).numpy(), np.uint64(0), np.uint64(bits), read)
     assert np.array_equal(read, values[0].numpy())
 
 

@@ -12,16 +12,28 @@ from lowbit.kernels.lookup_product import PackedLookup, levels, plane_codes
 from lowbit.packing import pack
 
 
+@numba.njit
+def by_vectors(size, span, sets, numbers, codes, values):
+    numba.literally(size)
+    look_up(size, span, sets, numbers, codes, values)
+
+
 @pytest.mark.parametrize("size", [16, 32, 64, 128, 256])
-def test_vectors_are_looked_up_as_single_codes_are(size):
+@pytest.mark.parametrize("terms", [0, 1, 3])
+def test_vectors_are_looked_up_as_single_codes_are(size, terms):
     rng = np.random.default_rng(size)
-    table, codes = rng.standard_normal(size + 3).astype(np.float32), rng.integers(0, size, 200).astype(np.uint8)
-    span = Span(3, size, np.float32(1.5), 30, 93)
+    sets, numbers = rng.standard_normal(3 * size + 3).astype(np.float32), rng.standard_normal(9).astype(np.float32)
+    numbers[5:7] = -3, size / 2  # of the affine function, the ends
+    codes, span = rng.integers(0, size, 200).astype(np.uint8), Span(3, 2, terms, 30, 93)
     values, single = np.full(200, np.nan, np.float32), np.full(200, np.nan, np.float32)
-    look_up(span, table, codes, values)
-    numba.njit(look_up_one_by_one)(span, table, codes, single)
+    by_vectors(size, span, sets, numbers, codes, values)
+    numba.njit(look_up_one_by_one)(size, span, sets, numbers, codes, single)
+    if terms:
+        table = sum(numbers[2 + i] * sets[3 + i * size :][:size] for i in range(terms))
+    else:
+        table = numbers[2] * (numbers[3] * (np.arange(size, dtype=np.float32) - numbers[4]).clip(-3, size / 2))
     assert np.array_equal(values[30:93], single[30:93])
-    assert np.array_equal(single[30:93], np.float32(1.5) * table[3:][codes[30:93]])
+    np.testing.assert_array_equal(single[30:93], table[codes[30:93]].astype(np.float32))
     assert np.isnan(values[:30]).all()
     assert np.isnan(values[93 + 15 :]).all()
 

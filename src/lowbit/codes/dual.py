@@ -24,7 +24,7 @@ from lowbit.core.fields import Array, Bits, Field
 from lowbit.core.problem import LayerProblem
 from lowbit.core.records import Side
 
-_TOP = 127
+TOP = 127
 # Row scales tried, in units of max |w| / 127; above 1 for rows whose largest step is a little below what 8 bits hold.
 _LARGEST_FRACTION, _SMALLEST_FRACTION = 1.1, 0.2
 
@@ -53,7 +53,7 @@ class DualGrained:
 
     def fit(self, groups: Tensor, importance: Tensor | None) -> Side:
         step, zero = self._ideal(groups, importance)
-        largest = groups.abs().amax((1, 2))[:, None] / _TOP
+        largest = groups.abs().amax((1, 2))[:, None] / TOP
         best, least = None, None
         for fraction in torch.linspace(_LARGEST_FRACTION, _SMALLEST_FRACTION, self.steps).tolist():
             scale = as_float16(self, fraction * largest).clamp_min(2.0**-24)
@@ -93,10 +93,10 @@ class DualGrained:
 
 
 def _whole(ratio: Tensor) -> Tensor:
-    return ratio.round().clamp(1, _TOP)
+    return ratio.round().clamp(1, TOP)
 
 
 def _kept(steps: Tensor, whole: Tensor) -> Tensor:
     """Steps away from zero that stay within 8 bits when multiplied by `whole`."""
-    most = (_TOP / whole).floor()
+    most = (TOP / whole).floor()
     return torch.minimum(torch.maximum(steps, -most), most)

@@ -106,8 +106,9 @@ class Scales:
     def of(self, side: Side, at: Tensor) -> Tensor:
         """The scales [R, G'] of the groups `at`, as they multiply levels."""
         if self.kind == "e8m0":
-            exponent = working(side["scale_exponent"])[:, at]
-            return torch.ldexp(torch.ones_like(exponent), (exponent - _EXPONENT_BIAS).int())
+            exponent = side["scale_exponent"][:, at]
+            powers = torch.ldexp(working(exponent).new_ones(256), torch.arange(256) - _EXPONENT_BIAS)
+            return powers[exponent.int()]
         small = working(side[self._name("signed_step" in side)])[:, at]
         return small if self.outer == "none" else working(side["scale"]) * small
 

@@ -99,10 +99,14 @@ class SuperBlocks:
         return replaced(side, self._whole(*self._searched(groups, costs, units), units), at)
 
     def of(self, side: Side, at: Tensor) -> Tensor:
-        units = {name: working(side[name])[:, at // self.count] for name in self._units}
-        step, minimum = self._real({name: working(side[name])[:, at] for name in self._wholes}, units)
+        step, minimum = self.steps_of(side, at)
         codes = torch.arange(2**self.bits, dtype=step.dtype) - self.zero
         return step[..., None] * codes if self.symmetric else step[..., None] * codes - minimum[..., None]
+
+    def steps_of(self, side: Side, at: Tensor) -> tuple[Tensor, Tensor]:
+        """The steps and minima of the groups `at`, both [R, G']."""
+        units = {name: working(side[name])[:, at // self.count] for name in self._units}
+        return self._real({name: working(side[name])[:, at] for name in self._wholes}, units)
 
     @property
     def _wholes(self) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ _HALVES, _QUARTERS, _EIGHTHS = 0x0000000100000001, 0x0001000100010001, 0x0101010
 def unpack_rows(packed: Tensor, bits: int, count: int) -> Tensor:
     """The first `count` integers of each row, uint8 [R, count], of rows packed at 1 to 8 bits, uint8 [R, bytes]."""
     held = np.empty((len(packed), -(-count // _BYTES)), np.uint64)
-    _unpack_rows(packed.numpy(), np.uint64(bits), held)
+    _unpack_rows(packed.contiguous().view(-1).numpy(), packed.shape[1], np.uint64(bits), held)
     return torch.from_numpy(held.view(np.uint8))[:, :count].contiguous()
 
 
@@ -43,6 +43,19 @@ def word_at(context, stream, at):  # type: ignore[no-untyped-def]
         return builder.load(builder.bitcast(address, _I64.as_pointer()), align=1)
 
     return types.uint64(stream, types.uint64), generate
+
+
+@intrinsic
+def put_word(context, stream, at, word):  # type: ignore[no-untyped-def]
+    """Write a uint64 as the eight bytes of a contiguous uint8 array from place `at` on; not checked."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        address = builder.gep(data, [arguments[1]])
+        builder.store(arguments[2], builder.bitcast(address, _I64.as_pointer()), align=1)
+        return context.get_dummy_value()
+
+    return types.void(stream, types.uint64, types.uint64), generate
 
 
 @intrinsic
@@ -84,38 +97,53 @@ def _deposit(context, word, mask):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def add_stream(row, bits, shift, held):  # type: ignore[no-untyped-def]
-    """held |= integers of a row << shift: uint64 [words], eight integers in each, one a byte; bits, shift: uint64."""
-    U = np.uint64
-    words, size = U(len(held)), U(len(row))
-    safe = min(words, (size - U(_BYTES)) // bits + U(1)) if size >= U(_BYTES) else U(0)
-    for i in range(safe):
-        held[i] |= spread(word_at(row, i * bits), bits) << shift  # type: ignore[call-arg]
-    for i in range(safe, words):
-        word = U(0)
-        for byte in range(i * bits, min(i * bits + bits, size)):
-            word |= U(row[byte]) << (byte - i * bits) * U(8)
-        held[i] |= spread(word, bits) << shift  # type: ignore[call-arg]
+def set_stream(stream, start, bits, held, words):  # type: ignore[no-untyped-def]
+    """held = integers: eight of them a word, one a byte, of a stream from byte `start` of uint8 [bytes] on.
+
+    start, bits, words: uint64. A last word that is not full may get what follows in the stream.
+    """
+    within = _is_within(stream, start, bits, words)
+    for i in range(words):
+        held[i] = spread(_eight_bytes(stream, start + i * bits, within), bits)  # type: ignore[call-arg]
 
 
 @numba.njit(nogil=True, cache=True)
-def _unpack_rows(packed, bits, held):  # type: ignore[no-untyped-def]
-    for r in range(len(packed)):
-        held[r] = 0
-        add_stream(packed[r], bits, np.uint64(0), held[r])
+def add_stream(stream, start, bits, shift, held, words):  # type: ignore[no-untyped-def]
+    """held |= the integers of another stream << shift, uint64."""
+    within = _is_within(stream, start, bits, words)
+    for i in range(words):
+        held[i] |= spread(_eight_bytes(stream, start + i * bits, within), bits) << shift  # type: ignore[call-arg]
 
 
 @numba.njit(nogil=True, cache=True)
-def read_integers(row, bits, values):  # type: ignore[no-untyped-def]
-    """The first integers of a row of 1 to 32 bits each (uint64) into values, uint32."""
+def read_integers(stream, start, bits, values):  # type: ignore[no-untyped-def]
+    """The integers of 1 to 32 bits of a stream from byte `start` on into values, uint32; start, bits: uint64."""
     U = np.uint64
-    count, size, mask = U(len(values)), U(len(row)), (U(1) << bits) - U(1)
-    safe = min(count, (size - U(_BYTES)) * U(8) // bits) if size >= U(_BYTES) else U(0)
-    for i in range(safe):
+    count, mask = U(len(values)), (U(1) << bits) - U(1)
+    within = _is_within(stream, start, U(1), (count * bits >> U(3)) + U(1))
+    for i in range(count):
         at = i * bits
-        values[i] = word_at(row, at >> U(3)) >> (at & U(7)) & mask  # type: ignore[call-arg]
-    for i in range(safe, count):
-        at, word = i * bits, U(0)
-        for byte in range(at >> U(3), min((at >> U(3)) + U(5), size)):
-            word |= U(row[byte]) << (byte - (at >> U(3))) * U(8)
-        values[i] = word >> (at & U(7)) & mask
+        values[i] = _eight_bytes(stream, start + (at >> U(3)), within) >> (at & U(7)) & mask
+
+
+@numba.njit(nogil=True, cache=True)
+def _is_within(stream, start, bits, words):  # type: ignore[no-untyped-def]
+    """Whether eight bytes may be read wherever one of so many words begins."""
+    return start + (words - np.uint64(1)) * bits + np.uint64(_BYTES) <= np.uint64(len(stream))
+
+
+@numba.njit(nogil=True, cache=True)
+def _eight_bytes(stream, at, within):  # type: ignore[no-untyped-def]
+    """`word_at`, zeros after the end of the stream."""
+    if within:
+        return word_at(stream, at)  # type: ignore[call-arg]
+    word = np.uint64(0)
+    for byte in range(at, min(at + np.uint64(_BYTES), np.uint64(len(stream)))):
+        word |= np.uint64(stream[byte]) << (byte - at) * np.uint64(8)
+    return word
+
+
+@numba.njit(nogil=True, cache=True)
+def _unpack_rows(stream, row, bits, held):  # type: ignore[no-untyped-def]
+    for r in range(len(held)):
+        set_stream(stream, np.uint64(r * row), bits, held[r], np.uint64(held.shape[1]))

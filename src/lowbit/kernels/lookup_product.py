@@ -21,10 +21,11 @@ from typing import NamedTuple
 import numba
 import numpy as np
 import torch
+from numba import literally  # type: ignore[attr-defined]
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lowbit.kernels.bit_streams import add_stream
+from lowbit.kernels.bit_streams import add_stream, put_word, set_stream
 from lowbit.kernels.lookup_lanes import LANES, Span, look_up
 from lowbit.kernels.processor import in_threads
 
@@ -34,27 +35,32 @@ _ANY_ORDER_OF_SUMS = {"reassoc", "contract", "nsz"}
 class Codes(NamedTuple):
     """Where the codes of a layer [N, K] lie; all arrays numpy's.
 
-    low: uint8 [N, S, bytes], S streams of `low_bits` bits; stream s holds the bits from s low_bits on.
-    high: uint8 [N, bytes], a stream of `high_bits` bits, those above; 0 for none.
-    digits: uint8 [256, D], the codes in a byte of the only stream, which is then no stream of bits; [0, 0] for bits.
+    low: uint8 [N * S * bytes], for each row S streams of `low_bits` bits, one after the other; stream s holds the bits
+    from s low_bits on. high: uint8 [N * bytes], a stream of `high_bits` bits, those above; 0 for none.
+    digits: uint64 [256], the `per_byte` codes in a byte of the only stream, a byte each, where it is no stream of bits.
     loans: int64 [M, 2], first columns of spans of `span` columns: the topmost bit of the codes in the second span is
     the bit above that of the codes in the first.
     """
 
+    rows: int
     low: np.ndarray
     low_bits: int
+    streams: int
     high: np.ndarray
     high_bits: int
     digits: np.ndarray
+    per_byte: int
     loans: np.ndarray
     span: int
 
 
 class Levels(NamedTuple):
-    """Tables of groups of columns, sums of `terms` sets of levels times a number each.
+    """Tables of groups of columns, each `size` numbers long (16, 32, 64, 128 or 256).
 
-    Group g of row r finds its sets from place r sets_row + g sets_group of `sets` on, each `size` numbers long (16, 32,
-    64, 128 or 256), and the numbers likewise. sets, numbers: float32, flat. group: the columns of a group.
+    `terms` sets of levels times a number each are added up; group g of row r finds its sets from place
+    r sets_row + g sets_group of `sets` on, and the numbers likewise. With no terms, a table is a clipped affine
+    function of the code, of five numbers: s (k clip(code - z, low, high)).
+    sets, numbers: float32, flat. group: the columns of a group.
     """
 
     sets: np.ndarray
@@ -70,8 +76,9 @@ class Levels(NamedTuple):
 
 def plane_codes(low: Tensor, low_bits: int, high: Tensor | None = None, high_bits: int = 0) -> Codes:
     """Codes in streams of bits; low: uint8 [N, S, bytes], high: uint8 [N, bytes]."""
-    high = low[:, 0, :0] if high is None else high
-    return Codes(low.numpy(), low_bits, high.numpy(), high_bits, np.empty((0, 0), np.uint8), _NO_LOANS, 0)
+    (rows, streams, _), over = low.shape, low.new_empty(0) if high is None else high
+    low, over = low.contiguous().view(-1), over.contiguous().view(-1)
+    return Codes(rows, low.numpy(), low_bits, streams, over.numpy(), high_bits, _NO_DIGITS, 0, _NO_LOANS, 0)
 
 
 def exchanged_codes(low: Tensor, loans: Tensor, span: int) -> Codes:
@@ -81,30 +88,34 @@ def exchanged_codes(low: Tensor, loans: Tensor, span: int) -> Codes:
 
 def digit_codes(packed: Tensor, base: int, per_byte: int) -> Codes:
     """Codes as digits of a base, the first lowest, in the bytes of uint8 [N, 1, bytes]."""
-    digits = (np.arange(256)[:, None] // base ** np.arange(per_byte) % base).astype(np.uint8)
-    return plane_codes(packed, 8)._replace(digits=digits)
+    digits = (np.arange(256)[:, None] // base ** np.arange(8) % base).astype(np.uint8)
+    return plane_codes(packed, 8)._replace(digits=digits.view(np.uint64)[:, 0], per_byte=per_byte)
 
 
-_NO_LOANS = np.empty((0, 2), np.int64)
+_NO_DIGITS, _NO_LOANS = np.empty(0, np.uint64), np.empty((0, 2), np.int64)
 
 
 def levels(sets: Tensor, numbers: Tensor, group: int) -> Levels:
     """sets: float32 [R or 1, G or 1, terms, L], L <= 256, by code; numbers: float32 [R or 1, G or 1, terms]."""
-    count, size = sets.shape[3], LANES
-    while size < count:
-        size *= 2
-    # A table that is shorter than a vector is read with what comes after it, which no code reaches.
-    filled = pad(sets, (0, size - count)) if sets.shape[2] > 1 else sets
+    (_, _, terms, count), size = sets.shape, _size(sets.shape[3])
+    # A set that is shorter than a vector is read with what comes after it, which no code reaches.
+    filled = pad(sets, (0, size - count)) if terms > 1 else sets
     flat = pad(filled.reshape(-1), (0, size))
-    return Levels(
-        flat.numpy(),
-        size,
-        *_steps(filled),
-        numbers.contiguous().view(-1).numpy(),
-        *_steps(numbers),
-        sets.shape[2],
-        group,
-    )
+    row, step = _steps(filled)
+    return Levels(flat.numpy(), size, row, step, _flat(numbers), *_steps(numbers), terms, group)
+
+
+def affine_levels(numbers: Tensor, bits: int, group: int) -> Levels:
+    """numbers: float32 [R or 1, G or 1, 5], s, k, z, low and high of codes of so many bits."""
+    return Levels(np.empty(0, np.float32), _size(1 << bits), 0, 0, _flat(numbers), *_steps(numbers), 0, group)
+
+
+def _size(count: int) -> int:
+    return max(LANES, 1 << (count - 1).bit_length())
+
+
+def _flat(numbers: Tensor) -> np.ndarray:
+    return numbers.contiguous().view(-1).numpy()
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,14 +129,14 @@ class PackedLookup:
 
     def decode(self) -> Tensor:
         """The values, float32 [N, K]."""
-        values = torch.empty(len(self.codes.low), self.columns)
+        values = torch.empty(self.codes.rows, self.columns)
         arrays = self.codes, self.levels, factors(self.blocks), values.numpy()
         in_threads(lambda first, last: _decode(first, last, *arrays), len(values), values.numel())
         return values
 
     def product(self, x: Tensor) -> Tensor:
         """x [T, K], float32, on the CPU, times the transposed values: [T, N]; for a few tokens."""
-        out = torch.empty(len(x), len(self.codes.low))
+        out = torch.empty(len(x), self.codes.rows)
         arrays = self.codes, self.levels, factors(self.blocks), x.contiguous().numpy(), out.numpy()
         in_threads(lambda first, last: _product(first, last, *arrays), out.shape[1], out.shape[1] * self.columns)
         return out
@@ -149,8 +160,8 @@ def _decode(first, last, codes, levels, blocks, values):  # type: ignore[no-unty
     for r in range(first, last):
         fill_row(codes, levels, r, k, buffers)
         if len(blocks):
-            scale_blocks(blocks[r], k, buffers[1])
-        values[r] = buffers[1][:k]
+            scale_blocks(blocks[r], k, buffers[2])
+        values[r] = buffers[2][:k]
 
 
 @numba.njit(nogil=True, cache=True)
@@ -160,22 +171,34 @@ def _product(first, last, codes, levels, blocks, x, out):  # type: ignore[no-unt
     for r in range(first, last):
         fill_row(codes, levels, r, k, buffers)
         if len(blocks):
-            scale_blocks(blocks[r], k, buffers[1])
+            scale_blocks(blocks[r], k, buffers[2])
         for t in range(len(x)):
-            out[t, r] = dot(buffers[1], x[t])
+            out[t, r] = dot(buffers[2], x[t])
 
 
 @numba.njit(nogil=True, cache=True)
 def row_buffers(k):  # type: ignore[no-untyped-def]
-    """For a row's codes, a byte each in uint64 words, and for its values, float32; both a vector longer than needed."""
-    return np.empty(k // 8 + LANES, np.uint64), np.empty(k + LANES, np.float32)
+    """For a row's codes, a byte each, as uint64 words and as bytes, and for its values, float32; both a vector longer
+    than needed."""
+    held = np.zeros(k // 8 + LANES, np.uint64)
+    return held, held.view(np.uint8), np.empty(k + LANES, np.float32)
 
 
 @numba.njit(nogil=True, cache=True)
 def fill_row(codes, levels, r, k, buffers):  # type: ignore[no-untyped-def]
     """The codes and the values of row r."""
-    _read(codes, r, k, buffers[0])
-    _look_up_groups(levels, r, k, buffers[0].view(np.uint8), buffers[1])
+    held, row, values = buffers
+    _read(codes, r, k, held, row)
+    if levels.size == 16:
+        _look_up_groups(16, levels, r, k, row, values)
+    elif levels.size == 32:
+        _look_up_groups(32, levels, r, k, row, values)
+    elif levels.size == 64:
+        _look_up_groups(64, levels, r, k, row, values)
+    elif levels.size == 128:
+        _look_up_groups(128, levels, r, k, row, values)
+    else:
+        _look_up_groups(256, levels, r, k, row, values)
 
 
 @numba.njit(nogil=True, cache=True, fastmath=_ANY_ORDER_OF_SUMS)
@@ -188,66 +211,50 @@ def dot(values, x):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _read(codes, r, k, held):  # type: ignore[no-untyped-def]
-    """The codes of row r as bytes of `held`, uint64 [K / 8 + 16], the rest zeros."""
+def _read(codes, r, k, held, row):  # type: ignore[no-untyped-def]
+    """The codes of row r as the first bytes of `row`, which are the words `held`."""
     U = np.uint64
-    held[:] = 0
     if len(codes.digits):
-        _read_digits(codes.digits, codes.low[r, 0], held.view(np.uint8)[:k])
+        _read_digits(codes, len(codes.low) // codes.rows * r, k, row)
         return
-    words, bits = held[: (k + 7) // 8], U(codes.low_bits)
-    for s in range(codes.low.shape[1]):
-        add_stream(codes.low[r, s], bits, U(s) * bits, words)
+    words, bits, size = U((k + 7) // 8), U(codes.low_bits), len(codes.low) // (codes.rows * codes.streams)
+    set_stream(codes.low, U(r * codes.streams * size), bits, held, words)
+    for s in range(1, codes.streams):
+        add_stream(codes.low, U((r * codes.streams + s) * size), bits, U(s) * bits, held, words)
     if codes.high_bits:
-        add_stream(codes.high[r], U(codes.high_bits), U(codes.low.shape[1]) * bits, words)
-    _settle(codes, held.view(np.uint8))
-
-
-@numba.njit(nogil=True, cache=True)
-def _read_digits(digits, row, codes):  # type: ignore[no-untyped-def]
-    U = np.uint64
-    each = U(digits.shape[1])
-    for byte in range(U(len(row))):
-        some, at = digits[row[byte]], byte * each
-        for d in range(min(each, U(len(codes)) - at)):
-            codes[at + d] = some[d]
-
-
-@numba.njit(nogil=True, cache=True)
-def _settle(codes, row):  # type: ignore[no-untyped-def]
-    """Give bits back that spans of columns have lent to others."""
-    top = np.uint8(1 << max(0, codes.low.shape[1] * codes.low_bits - 1))
+        start = U(r * (len(codes.high) // codes.rows))
+        add_stream(codes.high, start, U(codes.high_bits), U(codes.streams) * bits, held, words)
+    top = np.uint8(1 << max(0, codes.streams * codes.low_bits - 1))
     for i in range(len(codes.loans)):
-        borrower, lender = codes.loans[i]
-        for c in range(codes.span):
-            lent = row[lender + c] & top
-            row[borrower + c] |= lent << np.uint8(1)
-            row[lender + c] ^= lent
+        _give_back(U(codes.loans[i, 0]), U(codes.loans[i, 1]), U(codes.span), top, row)
 
 
 @numba.njit(nogil=True, cache=True)
-def _look_up_groups(levels, r, k, codes, row):  # type: ignore[no-untyped-def]
+def _read_digits(codes, start, k, row):  # type: ignore[no-untyped-def]
+    """Eight bytes are written for each number, of which the next ones overwrite those that are no digits."""
+    each = np.uint64(codes.per_byte)
+    for i in range(np.uint64((k + codes.per_byte - 1) // codes.per_byte)):
+        put_word(row, i * each, codes.digits[codes.low[np.uint64(start) + i]])  # type: ignore[call-arg]
+
+
+@numba.njit(nogil=True, cache=True)
+def _give_back(borrower, lender, span, top, row):  # type: ignore[no-untyped-def]
+    """The topmost bits of a span of codes become the bits above those of another."""
+    for c in range(span):
+        lent = row[lender + c] & top
+        row[borrower + c] |= lent << np.uint8(1)
+        row[lender + c] ^= lent
+
+
+@numba.njit(nogil=True, cache=True)
+def _look_up_groups(size, levels, r, k, codes, row):  # type: ignore[no-untyped-def]
     """The values of row r, float32 [K + 16]; each group writes up to 15 places after it, which the next one mends."""
-    table, one = np.empty(levels.size, np.float32), np.float32(1)
-    for g in range(k // levels.group):
-        at, first = levels.sets_row * r + levels.sets_group * g, levels.numbers_row * r + levels.numbers_group * g
-        start, stop = g * levels.group, (g + 1) * levels.group
-        if levels.terms == 1:
-            look_up(Span(at, levels.size, levels.numbers[first], start, stop), levels.sets, codes, row)
-        else:
-            _add_up(levels, at, first, table)
-            look_up(Span(0, levels.size, one, start, stop), table, codes, row)
-
-
-@numba.njit(nogil=True, cache=True)
-def _add_up(levels, at, first, table):  # type: ignore[no-untyped-def]
-    """The table of a group, summed in the order of the terms."""
-    U = np.uint64
-    for term in range(levels.terms):
-        number, start = levels.numbers[first + term], U(at + term * levels.size)
-        for i in range(U(levels.size)):
-            part = number * levels.sets[start + i]
-            table[i] = table[i] + part if term else part
+    literally(size)
+    sets, numbers = levels.sets_row * r, levels.numbers_row * r
+    for start in range(0, k, levels.group):
+        span = Span(sets, numbers, levels.terms, start, start + levels.group)
+        look_up(size, span, levels.sets, levels.numbers, codes, row)  # type: ignore[call-arg]
+        sets, numbers = sets + levels.sets_group, numbers + levels.numbers_group
 
 
 @numba.njit(nogil=True, cache=True)

@@ -64,7 +64,7 @@ def _decode(first, last, codes, levels, fine, values):  # type: ignore[no-untype
     buffers = row_buffers(k)
     for r in range(first, last):
         _fill(codes, levels, fine, r, k, buffers)
-        values[r] = buffers[1][:k]
+        values[r] = buffers[2][:k]
 
 
 @numba.njit(nogil=True, cache=True)
@@ -74,7 +74,7 @@ def _product(first, last, codes, levels, fine, x, out):  # type: ignore[no-untyp
     for r in range(first, last):
         _fill(codes, levels, fine, r, k, buffers)
         for t in range(len(x)):
-            out[t, r] = dot(buffers[1], x[t])
+            out[t, r] = dot(buffers[2], x[t])
 
 
 @numba.njit(nogil=True, cache=True)
@@ -82,10 +82,10 @@ def _fill(codes, levels, fine, r, k, buffers):  # type: ignore[no-untyped-def]
     """The values of row r into the second buffer."""
     mask, salient, count, grid = fine
     fill_row(codes, levels, r, k, buffers)
-    bits, row = buffers[0].view(np.uint8), buffers[1]
+    bits, row = buffers[1], buffers[2]
     marked, more = np.empty((k + 31) // 32, np.uint32), np.empty(count, np.uint32)
-    read_integers(mask[r], np.uint64(32), marked)
-    read_integers(salient[r], np.uint64(_SALIENT_BITS), more)
+    read_integers(mask[r], np.uint64(0), np.uint64(32), marked)
+    read_integers(salient[r], np.uint64(0), np.uint64(_SALIENT_BITS), more)
     low, step, found = grid[r, 0], grid[r, 1], 0
     for i in range(len(marked)):
         left = marked[i]

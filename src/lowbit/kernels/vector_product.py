@@ -79,7 +79,7 @@ def _kernels(dimension: int) -> tuple[Any, Any]:
         indices, bits, low_bits, height, k = codes
         first, second = books
         U = np.uint64
-        read_integers(indices[r], U(bits), held)
+        read_integers(indices[r], U(0), U(bits), held)
         step, along = (U(1), U(k)) if height > 1 else (U(dimension), U(1))
         each, mask = U(len(held) // len(first)), U((1 << low_bits) - 1)
         for g in range(U(len(first))):

@@ -1,7 +1,7 @@
 """How the kernels see codes that look levels up.
 
-What differs among them is said in two places: `codes_of`, where a layout keeps the integers, and `terms_of`, what the
-tables are sums of. Tables that register nothing there are worked out as the code itself does it.
+What differs among them is said in two places: `codes_of`, where a layout keeps the integers, and `levels_of`, what the
+tables are made of. Tables that register nothing there are worked out as the code itself does it.
 """
 
 from collections.abc import Mapping
@@ -10,18 +10,37 @@ from functools import singledispatch
 import torch
 from torch import Tensor
 
-from lowbit.codes import BinaryCoding, Digits, Exchanged, LaidOut, Lookup, LowRankLevels, Planes, ScaledLevels
+from lowbit.codes import (
+    BinaryCoding,
+    Digits,
+    DualGrained,
+    Exchanged,
+    LaidOut,
+    Lookup,
+    LowRankLevels,
+    MixedWidths,
+    Planes,
+    ScaledLevels,
+    SuperBlocks,
+)
 from lowbit.codes.binary import patterns
+from lowbit.codes.dual import TOP
 from lowbit.codes.groups import side_shape
 from lowbit.codes.layout import Layout
 from lowbit.codes.lookup import Tables, working
 from lowbit.core.records import Side
-from lowbit.kernels.lookup_product import Codes, PackedLookup, digit_codes, exchanged_codes, levels, plane_codes
+from lowbit.kernels.lookup_product import (
+    Codes,
+    Levels,
+    PackedLookup,
+    affine_levels,
+    digit_codes,
+    exchanged_codes,
+    levels,
+    plane_codes,
+)
 from lowbit.runtime.product import StoredCodes, fields_of_rows
 from lowbit.runtime.rows import packed_rows
-
-Terms = tuple[Tensor, Tensor]
-"""Sets of levels, [R or 1, G or 1, terms, L], and a number for each, [R or 1, G or 1, terms]: tables are their sums."""
 
 
 @packed_rows.register
@@ -68,32 +87,59 @@ def _(layout: Exchanged, streams: Mapping[str, Tensor], side: Side, columns: int
 
 
 @singledispatch
-def terms_of(tables: Tables, side: Side, at: Tensor) -> Terms:
-    """What the tables of the groups `at` are sums of."""
-    own = tables.of(side, at)[:, :, None]
-    return own, own.new_ones(1, 1, 1)
+def levels_of(tables: Tables, side: Side, groups: int, group: int) -> Levels:
+    """The tables of all groups, so many a row of `group` columns each, of some rows."""
+    own = tables.of(side, torch.arange(groups))[:, :, None]
+    return levels(own, own.new_ones(1, 1, 1), group)
 
 
-@terms_of.register
-def _(tables: ScaledLevels, side: Side, at: Tensor) -> Terms:
-    sets = tables.unscaled(side, at)
-    return sets.view(1, 1, 1, -1) if sets.dim() == 2 else sets[:, :, None], tables.scales.of(side, at)[..., None]
+@levels_of.register
+def _(tables: ScaledLevels, side: Side, groups: int, group: int) -> Levels:
+    at = torch.arange(groups)
+    sets = tables.unscaled(side, at if tables.choice == "group" else at[:1])
+    sets = sets.view(1, 1, 1, -1) if sets.dim() == 2 else sets[:, :, None]
+    return levels(sets, tables.scales.of(side, at)[..., None], group)
 
 
-@terms_of.register
-def _(tables: BinaryCoding, side: Side, at: Tensor) -> Terms:
-    return patterns(tables.planes, tables.digits).T.float()[None, None], working(side["planes"])[:, at]
+@levels_of.register
+def _(tables: BinaryCoding, side: Side, groups: int, group: int) -> Levels:
+    return levels(patterns(tables.planes, tables.digits).T.float()[None, None], working(side["planes"]), group)
 
 
-@terms_of.register
-def _(tables: LowRankLevels, side: Side, at: Tensor) -> Terms:
-    basis = working(side["basis"])
-    return torch.cat((torch.ones_like(basis[:1]), basis))[None, None], working(side["coefficients"])[:, at].roll(1, -1)
+@levels_of.register
+def _(tables: LowRankLevels, side: Side, groups: int, group: int) -> Levels:
+    basis, numbers = working(side["basis"]), side["coefficients"]
+    offset_first = torch.cat((numbers[..., -1:], numbers[..., :-1]), -1)
+    return levels(torch.cat((torch.ones_like(basis[:1]), basis))[None, None], working(offset_first), group)
+
+
+@levels_of.register
+def _(tables: SuperBlocks, side: Side, groups: int, group: int) -> Levels:
+    steps = torch.arange(2**tables.bits).float() - tables.zero
+    sets = torch.stack((steps, torch.full_like(steps, -1)))
+    return levels(sets[None, None], torch.stack(tables.steps_of(side, torch.arange(groups)), -1), group)
+
+
+@levels_of.register
+def _(tables: DualGrained, side: Side, groups: int, group: int) -> Levels:
+    whole, zero = working(side["group_scale"]), working(side["zero"])
+    most = (TOP / whole).floor()
+    scale = working(side["scale"]).expand_as(whole)
+    return affine_levels(torch.stack((scale, whole, zero, -most, most), -1), tables.bits, group)
+
+
+@levels_of.register
+def _(tables: MixedWidths, side: Side, groups: int, group: int) -> Levels:
+    scale, width = working(side["scale"]), side["width"].long().expand(side["scale"].shape)
+    binary = width == 1
+    zero = torch.where(binary, 0.5, working(side["zero"]))
+    terms = scale, 1.0 + binary, zero, -zero, 2**width - 1 - zero
+    return affine_levels(torch.stack(terms, -1), tables.bits, group)
 
 
 def _packed(lookup: Lookup, codes: Codes, side: Side, columns: int) -> PackedLookup:
     groups = side_shape(lookup.group_size, (1, columns))[1]
-    return PackedLookup(codes, levels(*terms_of(lookup.tables, side, torch.arange(groups)), columns // groups), columns)
+    return PackedLookup(codes, levels_of(lookup.tables, side, groups, columns // groups), columns)
 
 
 def _rows(stored: StoredCodes, name: str, start: int, stop: int) -> Tensor:

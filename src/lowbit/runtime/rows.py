@@ -22,7 +22,7 @@ PackedRows = PackedLookup | PackedVectors | PackedPartial
 # Up to here the kernel's work for each token costs less than decoding once and a matrix product.
 _FEW_TOKENS = 8
 # Weights whose tables and scales are worked out at a time.
-_SLAB_WEIGHTS = 1 << 22
+_SLAB_WEIGHTS = 1 << 23
 
 
 @singledispatch
