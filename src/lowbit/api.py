@@ -7,8 +7,10 @@ from typing import Any
 
 from lowbit import exchange
 from lowbit.core.recipe import Recipe
+from lowbit.evaluation import evaluate
+from lowbit.evaluation.evaluate import held_out_windows, open_model
 from lowbit.evaluation.size import byte_budget
-from lowbit.exchange import import_folder
+from lowbit.exchange import gguf_file, import_folder, import_gguf
 from lowbit.formats.shards import read_json
 from lowbit.pipeline import quantize as pipeline
 from lowbit.pipeline.drive import Progress
@@ -73,39 +75,60 @@ def plan(
     return pipeline.plan(str(model), assignment(recipe, overrides, targets, ignore), calibration)
 
 
-def export(folder: str | Path, out: str | Path, format: str) -> dict[str, Any]:
+def export(
+    folder: str | Path,
+    out: str | Path,
+    format: str,
+    *,
+    requantize: int | None = None,
+    text: str = "stdlib",
+    windows: int | None = 32,
+) -> dict[str, Any]:
     """Write a lowbit checkpoint in another tool's format, with exactly the same codes.
 
         lowbit.export("out", "out-gptq", "gptq")
+        lowbit.export("out", "out-gguf", "gguf", requantize=4)
 
     Args:
         folder: what `quantize` or `import_` wrote. out: a folder that is empty or does not exist.
-        format: gptq, gptq_v2, compressed-tensors, awq or gguf; docs/formats.md says what each can hold.
+        format: gptq, gptq_v2, compressed-tensors, awq, exl3 or gguf; docs/formats.md says what each can hold.
+        requantize: bits to round layers to, a second time, that the format cannot hold; None refuses them.
+        text, windows: what the cost of that is measured on, as in `evaluate`.
 
-    Returns format, layers, bytes and bits_per_weight of what was written. Raises BadRequest, leaving nothing behind,
+    Returns format, layers, requantized (how many of them), bytes and bits_per_weight of what was written; where layers
+    were rounded again also measures (`Measures.to_dict`) beside `folder`. Raises BadRequest, leaving nothing behind,
     where the format cannot hold a layer exactly, naming those that can.
     """
-    done = exchange.export(Path(folder), Path(out), format)
+    out, before = Path(out), None
+    if requantize is not None:
+        before = open_model(folder)
+        cut = held_out_windows(before, text, None)[:windows]
+    done = exchange.export(Path(folder), out, format, requantize)
     path = Path(folder) / "report.json"
     record = read_json(path) if path.is_file() else _unknown_origin(folder)
-    command = shlex.join(["lowbit", "export", str(folder), "--format", format, "--out", str(out)])
-    commands = [*record.get("command", "").splitlines(), command]
-    write_card(Path(out), _with_size(record, done) | {"command": "\n".join(commands)}, format)
+    command = ["lowbit", "export", str(folder), "--format", format, "--out", str(out)]
+    if before is not None and done["requantized"]:
+        command += ["--requantize", str(requantize), "--text", text]
+        done["measures"] = evaluate(out, text=cut, reference=before).to_dict() | {"text": text}
+        record = {**record, "measures": done["measures"], "requantized": done["requantized"]}
+    commands = [*record.get("command", "").splitlines(), shlex.join(command)]
+    write_card(out, _with_size(record, done) | {"command": "\n".join(commands)}, format)
     return done
 
 
-def import_(folder: str | Path, out: str | Path) -> dict[str, Any]:
-    """Read another tool's GPTQ, AWQ or compressed-tensors checkpoint into a lowbit one, with exactly the same codes.
+def import_(model: str | Path, out: str | Path) -> dict[str, Any]:
+    """Read another tool's GPTQ, AWQ, compressed-tensors or GGUF checkpoint into a lowbit one, with the same codes.
 
     Args:
-        folder: a folder or a name on the hub. out: a folder that is empty or does not exist.
+        model: a folder, a name on the hub or a GGUF file. out: a folder that is empty or does not exist.
 
     Returns format, layers, bytes and bits_per_weight of what was written. Raises BadRequest, leaving nothing behind,
     where the checkpoint is not what it claims to be.
     """
-    done = import_folder(resolve_folder(str(folder)), Path(out))
-    command = shlex.join(["lowbit", "import", str(folder), "--out", str(out)])
-    write_card(Path(out), _with_size(_unknown_origin(folder), done) | {"command": command})
+    file, out = gguf_file(Path(model).expanduser()), Path(out)
+    done = import_folder(resolve_folder(str(model)), out) if file is None else import_gguf(file, out)
+    command = shlex.join(["lowbit", "import", str(model), "--out", str(out)])
+    write_card(out, _with_size(_unknown_origin(model), done) | {"command": command})
     return done
 
 

@@ -2,14 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from lowbit import api
 from lowbit.exchange import EXPORTS
-from lowbit.report import numbers
+from lowbit.report import measures_table, numbers
 
 OutOption = Annotated[Path, typer.Option("--out", help="The folder to write; empty or not there yet.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
@@ -19,28 +19,39 @@ def export(
     folder: Annotated[Path, typer.Argument(help="A folder that `lowbit quantize` wrote.", metavar="DIR")],
     format: Annotated[str, typer.Option("--format", help=f"One of {', '.join(EXPORTS)}.")],
     out: OutOption,
+    requantize: Annotated[
+        int | None, typer.Option("--requantize", help="Round what the format cannot hold to so many bits.")
+    ] = None,
+    text: Annotated[str, typer.Option("--text", help="What the cost of that is measured on.")] = "stdlib",
     as_json: JsonOption = False,
 ) -> None:
-    """Write a quantized folder in another tool's format, with exactly the same codes."""
-    _show(api.export(folder, out, format), out, as_json)
+    """Write a quantized folder in another tool's format: the same codes, or rounded again where that is asked for."""
+    _show(api.export(folder, out, format, requantize=requantize, text=text), out, as_json)
 
 
 def import_(
-    folder: Annotated[str, typer.Argument(help="A GPTQ, AWQ or compressed-tensors folder.", metavar="MODEL")],
+    model: Annotated[
+        str, typer.Argument(help="A GPTQ, AWQ or compressed-tensors folder, or a GGUF file.", metavar="MODEL")
+    ],
     out: OutOption,
     as_json: JsonOption = False,
 ) -> None:
     """Read another tool's quantized folder into one of lowbit's, with exactly the same codes."""
-    _show(api.import_(folder, out), out, as_json)
+    _show(api.import_(model, out), out, as_json)
 
 
-def _show(done: dict[str, object], out: Path, as_json: bool) -> None:
+def _show(done: dict[str, Any], out: Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps(done))
         return
-    Console().print(
+    console, again = Console(), done.get("requantized", 0)
+    console.print(
         f"{out}: {done['layers']} layers, {done['bits_per_weight']:.3f} bits per quantized weight, "
-        f"{numbers.size(done['bytes'])} in all, the same codes as before.",  # type: ignore[arg-type]
+        f"{numbers.size(done['bytes'])} in all, "
+        + (f"{again} layers rounded again." if again else "the same codes as before."),
         highlight=False,
         soft_wrap=True,
     )
+    if again:
+        console.print("What that costs, the folder exported as the reference:")
+        console.print(measures_table(done["measures"]))

@@ -1,7 +1,7 @@
 """How good is a model, and how far is it from another?"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,11 +11,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from lowbit.core.errors import BadRequest, require
-from lowbit.evaluation.records import Divergence, Measures, as_perplexity, logarithms, over_windows, quantiles
+from lowbit.evaluation.records import Divergence, Measures, Size, as_perplexity, logarithms, over_windows, quantiles
 from lowbit.evaluation.size import checkpoint_size
 from lowbit.evaluation.tasks import Tasks
 from lowbit.evaluation.tokens import Progress, TokenMeasures, measure_tokens
-from lowbit.exchange import import_folder
+from lowbit.exchange import gguf_file, import_folder, import_gguf
 from lowbit.formats.checkpoint import QUANT_METHOD
 from lowbit.formats.shards import Shards
 from lowbit.integrations.loading import load
@@ -25,10 +25,23 @@ from lowbit.pipeline.text import evaluation_windows, read_texts, token_stream
 
 @dataclass(frozen=True, eq=False)
 class Opened:
-    """A model in memory. folder: where it was loaded from; None for one that came loaded."""
+    """A model in memory. folder: where it was loaded from; None for one that came loaded.
+
+    file: the GGUF file that it is; its folder is `kept` as long as this record.
+    """
 
     model: PreTrainedModel
     folder: Path | None
+    file: Path | None = None
+    kept: TemporaryDirectory[str] | None = None
+
+    def size(self) -> Size | None:
+        """What it takes on disk; None where that is not known."""
+        size = checkpoint_size(self.folder) if self.folder else None
+        if size is None or self.file is None:
+            return size
+        count = self.file.stat().st_size
+        return replace(size, bytes=count, bits_per_parameter=8 * count / size.parameters)
 
     def tokenizer(self) -> Any:
         place = str(self.folder or self.model.name_or_path)
@@ -43,7 +56,7 @@ class Opened:
 
 
 Model = str | Path | PreTrainedModel | Opened
-"""A folder, a name on the hub, or a model in memory."""
+"""A folder, a name on the hub, a GGUF file, or a model in memory."""
 
 _LENGTH = 2048
 """Window length of the papers' perplexities."""
@@ -90,7 +103,7 @@ def evaluate(
         nats=nats,
         perplexity=as_perplexity(nats),
         divergence=_divergence(found),
-        size=checkpoint_size(opened.folder) if opened.folder else None,
+        size=opened.size(),
         tasks=chosen.run(opened.model, opened.tokenizer()) if chosen else {},
     )
 
@@ -101,6 +114,11 @@ def open_model(model: Model) -> Opened:
         return model
     if isinstance(model, PreTrainedModel):
         return Opened(model, None)
+    file = gguf_file(Path(model).expanduser())
+    if file is not None:
+        kept = TemporaryDirectory()
+        import_gguf(file, Path(kept.name))
+        return replace(open_model(kept.name), file=file, kept=kept)
     folder = resolve_folder(str(model))
     quantized = read_config(folder).to_dict().get("quantization_config") or {}
     if quantized.get("quant_method") == QUANT_METHOD:

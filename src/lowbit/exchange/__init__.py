@@ -8,6 +8,8 @@ from lowbit.exchange.catalogue import EXPORTS as EXPORTS
 from lowbit.exchange.catalogue import FORMATS as FORMATS
 from lowbit.exchange.exporting import export_folder
 from lowbit.exchange.gguf import export_gguf
+from lowbit.exchange.gguf_import import gguf_file as gguf_file
+from lowbit.exchange.gguf_import import import_gguf as import_gguf
 from lowbit.exchange.importing import import_folder as import_folder
 
 

@@ -105,13 +105,24 @@ def layer_for(
     if found is None:
         return layer, True
     if again is not None:
-        return again.layer(layer), False
+        return _rounded(format, name, layer, again), False
     others = formats_for(layer)
     raise BadRequest(
         f"{format} cannot hold layer {name!r}: {found}. It holds {holds}. "
         + (f"This layer fits {', '.join(others)}; " if others else "No other tool's format fits it; ")
         + "`--requantize BITS` rounds what does not fit a second time and says what that costs."
     )
+
+
+def _rounded(format: str, name: str, layer: QuantizedLayer, again: Requantize) -> QuantizedLayer:
+    """The layer rounded again; raises BadRequest naming it where that does not fit, either."""
+    try:
+        rounded = again.layer(layer)
+        found = objection(format, rounded)
+    except BadRequest as error:
+        found = str(error)
+    require(found is None, f"{format} cannot hold layer {name!r}, not even rounded again: {found}")
+    return rounded
 
 
 def _matrices(shards: Shards, names: list[str]) -> list[str]:

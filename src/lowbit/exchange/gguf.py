@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowbit.core.errors import BadRequest, require
+from lowbit.core.errors import require
 from lowbit.exchange import gguf_blocks
 from lowbit.exchange.exporting import layer_for, open_checkpoint
+from lowbit.exchange.gguf_import import package
 from lowbit.exchange.gguf_names import ARCHITECTURES, head_size, row_order, tensor_name
 from lowbit.exchange.requantize import Requantize
 from lowbit.exchange.tokens import write_tokenizer
@@ -34,10 +35,7 @@ def export_gguf(folder: Path, out: Path, bits: int | None = None) -> dict[str, A
     Takes `bits`, returns and raises as `export_folder` does; also BadRequest where the package gguf is missing, or the
     architecture or the tokenizer is not one whose metadata lowbit knows how to write.
     """
-    try:
-        import gguf
-    except ImportError as error:
-        raise BadRequest("GGUF needs the package gguf: pip install 'lowbit[gguf]'.") from error
+    gguf = package()
     config, layers, shards = open_checkpoint(folder)
     kind = str(config.get("model_type"))
     require(kind in ARCHITECTURES, f"GGUF of a {kind} is not known to lowbit. It writes {', '.join(ARCHITECTURES)}.")

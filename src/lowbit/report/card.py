@@ -56,8 +56,8 @@ def write_card(folder: Path, record: Mapping[str, Any], format: str = "lowbit") 
     """Write the card of a finished folder, replacing the one there, as a whole.
 
     record: of the run, as for `report.write_report`; of a model that another tool quantized only lowbit_version, model
-    (source), command and size (bits_per_weight). format: what the folder is in, "lowbit" or the name of an exported
-    format.
+    (source), command and size (bits_per_weight). requantized: how many layers an export rounded again; the measures
+    are beside the folder exported then. format: what the folder is in, "lowbit" or the name of an exported format.
     """
     write_bytes_atomically(folder / CARD_NAME, card(record, format).encode())
 
@@ -71,14 +71,19 @@ def card(record: Mapping[str, Any], format: str = "lowbit") -> str:
         f"# {_name(source)} at {bits:.2f} bits per weight\n",
         f"{_link(source)}, quantized by lowbit {record['lowbit_version']}"
         + (f" with the recipe `{record['recipe_name']}`" if "recipe_name" in record else "")
-        + (f", stored as {format}: exactly the same codes.\n" if format != "lowbit" else ".\n"),
+        + (f", stored as {format}: {_faithful(record)}.\n" if format != "lowbit" else ".\n"),
         _facts(record),
-        _measured(record.get("measures")),
+        _measured(record.get("measures"), "folder exported" if record.get("requantized") else "original"),
         f"## Make it again\n\n```sh\n{record['command']}\n```\n",
         f"## Load it\n\n```python\n{_LOADING[format.partition('_')[0]]}```\n",
         _citations(record.get("citations", ())),
     ]
     return "\n".join(part for part in parts if part)
+
+
+def _faithful(record: Mapping[str, Any]) -> str:
+    again = record.get("requantized", 0)
+    return f"{again} layers that do not fit were rounded a second time" if again else "exactly the same codes"
 
 
 def _front_matter(source: str, format: str) -> str:
@@ -114,13 +119,13 @@ def _facts(record: Mapping[str, Any]) -> str:
     return _table(("", ""), rows)
 
 
-def _measured(measures: Mapping[str, Any] | None) -> str:
+def _measured(measures: Mapping[str, Any] | None, reference: str) -> str:
     if measures is None:
         return ""
     rows = [("perplexity", numbers.estimate(measures["perplexity"]))]
     divergence = measures.get("divergence")
     if divergence:
-        rows.append(("perplexity of the original", numbers.estimate(divergence["perplexity"])))
+        rows.append((f"perplexity of the {reference}", numbers.estimate(divergence["perplexity"])))
         rows.append(("KL divergence from it, nats a token", numbers.estimate(divergence["kl"])))
         rows.append(("same likeliest token", numbers.share(divergence["agreement"]["mean"])))
     title = f"Measured on {measures['text']} (held out), {measures['windows']} windows of {measures['length']} tokens"
