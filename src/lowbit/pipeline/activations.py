@@ -8,6 +8,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -30,6 +31,21 @@ def store(shape: tuple[int, int, int], budget: int, path: Path) -> Tensor:
         return torch.empty(shape)
     _reserve(path, 4 * count)
     return torch.from_file(str(path), shared=True, size=count, dtype=torch.float32).view(shape)
+
+
+@dataclass(eq=False)
+class Room:
+    """Where hidden states lie. left: bytes of the budget that are still free; folder: for what does not fit."""
+
+    left: int
+    folder: Path
+
+    def store(self, shape: tuple[int, int, int], name: str) -> Tensor:
+        """`store` within what is left of the budget; `name` is of the file, if it takes one."""
+        needed = 4 * math.prod(shape)
+        taken = needed if needed <= self.left else 0
+        self.left -= taken
+        return store(shape, taken, self.folder / name)
 
 
 def _reserve(path: Path, nbytes: int) -> None:

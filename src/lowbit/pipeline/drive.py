@@ -13,7 +13,7 @@ activations, statistics and codes as one that was never stopped.
 import copy
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,16 @@ from lowbit.core.records import Outcome
 from lowbit.formats.checkpoint import restored_layer
 from lowbit.formats.files import file_digest, write_tensors_atomically
 from lowbit.formats.shards import read_tensors
-from lowbit.pipeline.activations import ATTENTION_PAIRS, BATCH_TOKENS, batches, store
-from lowbit.pipeline.architecture import Block, set_weight, weight_of
+from lowbit.pipeline.activations import ATTENTION_PAIRS, BATCH_TOKENS, Room, batches
+from lowbit.pipeline.architecture import Block, set_weight, shape_of, weight_of
 from lowbit.pipeline.attention import ATTENTION, watch_attention
 from lowbit.pipeline.capture import Call, Group, Stage, final_logits, find_stages, record_calls, run_block, sibling
 from lowbit.pipeline.forecast import solve_memory, watch_memory
 from lowbit.pipeline.gradients import gather_gradients
 from lowbit.pipeline.journal import Journal
-from lowbit.pipeline.observe import LOOKS_AT_ORIGINAL, States, Watched, Windows, advance, gather, merge
+from lowbit.pipeline.observe import LOOKS_AT_ORIGINAL, Gathered, States, Watched, Windows, advance, gather, merge
 from lowbit.pipeline.plan import Plan, PlannedLayer, all_reads
+from lowbit.pipeline.replay import find_tails
 from lowbit.pipeline.solve import Solved, Task, solve
 from lowbit.pipeline.source import SourceModel
 from lowbit.pipeline.workers import Here, Workers
@@ -85,19 +86,27 @@ class Run:
 
 @dataclass(eq=False)
 class _Hidden:
-    """Calibration windows and the check [1, T, width] before a block, with every block's calls by number of windows."""
+    """Calibration windows and the check [1, T, width] before a block, with every block's calls by number of windows.
+
+    kept: room for what layers read, by part of the block; one block after the other uses it.
+    """
 
     windows: Windows
+    room: Room
     check: Tensor
     calls: dict[int, list[Call]]
     check_calls: list[Call]
+    kept: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
 class _Passage:
-    """A block and the windows before it. parts: shared, in order; memory: bytes it takes to watch one."""
+    """A block and the windows before it. hidden: of all windows; windows: the parts of it, in order; parts: the same,
+    shared; memory: bytes it takes to watch one."""
 
     watched: Watched
+    hidden: _Hidden
+    windows: list[Windows]
     parts: list[Any]
     memory: int
     check: tuple[Tensor, Call]
@@ -127,9 +136,12 @@ def _passage(run: Run, hidden: _Hidden, index: int) -> _Passage:
     if original is not None and run.reads & ATTENTION:
         feeding = frozenset(watch_attention(original, *check).outputs)
     call = functools.partial(_call_of, {windows: calls[index] for windows, calls in hidden.calls.items()})
-    parts = [run.workers.share(part) for part in hidden.windows.parts(run.batch_tokens)]
+    windows = list(hidden.windows.parts(run.batch_tokens))
+    parts = [run.workers.share(part) for part in windows]
+    tails = find_tails(block, *check)
     memory = watch_memory(run.plan.workload, run.plan.workload.blocks[index])
-    return _Passage(Watched(block, call, original, feeding, run.batch_tokens), parts, memory, check)
+    watched = Watched(block, call, original, feeding, tails, run.batch_tokens)
+    return _Passage(watched, hidden, windows, parts, memory, check)
 
 
 def _advance(run: Run, hidden: _Hidden, passage: _Passage) -> None:
@@ -167,13 +179,14 @@ def _embed(run: Run, full: bool) -> _Hidden:
     with source.outside_blocks() as model:
         check, check_calls = record_calls(model, source.blocks, run.check_ids)
         shape = (samples, length, check.shape[-1])
-        quantized, by_windows = store(shape, run.budget, run.work / "hidden"), dict[int, list[Call]]()
+        room = Room(run.budget, run.work)
+        quantized, by_windows = room.store(shape, "hidden"), dict[int, list[Call]]()
         for batch in batches(samples, length, run.batch_tokens):
             first, calls = record_calls(model, source.blocks, run.windows[batch])
             quantized[batch] = first
             by_windows.setdefault(len(first), calls)
-    original = store(shape, run.budget, run.work / "hidden-full").copy_(quantized) if full else None
-    return _Hidden(Windows(quantized, original, _token_counts(run.windows)), check, by_windows, check_calls)
+    original = room.store(shape, "hidden-full").copy_(quantized) if full else None
+    return _Hidden(Windows(quantized, original, _token_counts(run.windows)), room, check, by_windows, check_calls)
 
 
 def _quantize_block(run: Run, passage: _Passage, gradients: States, done: int) -> int:
@@ -183,7 +196,7 @@ def _quantize_block(run: Run, passage: _Passage, gradients: States, done: int) -
     for stage in _stages(find_stages(block, linears, *passage.check), planned):
         todo = {name: planned[name] for name in stage.layers if not _finished(run, name)}
         # Also those of layers that are done already: experts with few tokens share the statistics of all.
-        states = _states(run, passage, _statistics(stage, planned), gradients) if todo else {}
+        states = _states(run, passage, stage, _statistics(stage, planned), gradients) if todo else {}
         memory = max((solve_memory(layer.work) for layer in todo.values()), default=0)
         solved = run.workers.map(solve, _tasks(run, stage, todo, linears, states), memory)
         for name in stage.layers:
@@ -195,14 +208,49 @@ def _quantize_block(run: Run, passage: _Passage, gradients: States, done: int) -
     return done
 
 
-def _states(run: Run, passage: _Passage, wanted: dict[Group, set[Statistic]], gradients: States) -> States:
-    """The state of each group's statistics over all calibration windows."""
+def _states(
+    run: Run, passage: _Passage, stage: Stage, wanted: dict[Group, set[Statistic]], gradients: States
+) -> States:
+    """The state of each group's statistics over all windows; what need not run again is noted on the way."""
     if not wanted:
         return {}
     watched = run.workers.share(passage.watched)
-    return merge(
-        run.workers.map(gather, ((watched, part, wanted) for part in passage.parts), passage.memory), gradients
-    )
+    keep = _worth_keeping(passage, stage)
+    found = run.workers.map(gather, ((watched, part, wanted, keep) for part in list(passage.parts)), passage.memory)
+    return merge((_keep_inputs(run, passage, number, one) for number, one in enumerate(found)), gradients)
+
+
+def _worth_keeping(passage: _Passage, stage: Stage) -> frozenset[str]:
+    """The layers of a stage whose inputs are kept, to spare the modules that they end: those that fit in memory, or are
+    hardly wider than hidden states, which the disk gives back sooner than attention is run again."""
+    hidden, (samples, length, width) = passage.hidden, passage.hidden.windows.quantized.shape
+    inputs = {name: shape_of(module)[1] for name, module in passage.watched.block.linears()}
+    tails = passage.watched.tails.keys() & {group.layers[0] for group in stage.groups}
+    # In a stage of several groups some may feed others, which then are not final.
+    kept = frozenset(tails) if len(stage.groups) == 1 else frozenset()
+    return frozenset(k for k in kept if inputs[k] <= 2 * width or hidden.room.left >= 4 * samples * length * inputs[k])
+
+
+def _keep_inputs(run: Run, passage: _Passage, number: int, gathered: Gathered) -> States:
+    """The states of a part, whose windows from now on hold what was kept of it."""
+    before = passage.windows[number]
+    kept = {name: _in_room(passage, number, name, "kept", x) for name, x in gathered.kept.items()}
+    full = {name: _in_room(passage, number, name, "kept-full", x) for name, x in gathered.kept_full.items()}
+    if kept or full:
+        part = replace(before, kept={**before.kept, **kept}, kept_full={**before.kept_full, **full})
+        passage.windows[number], passage.parts[number] = part, run.workers.share(part)
+    return gathered.states
+
+
+def _in_room(passage: _Passage, number: int, layer: str, kind: str, batches: list[Tensor]) -> Tensor:
+    """What a layer read of a part's windows, moved to where all blocks keep it in turn."""
+    hidden, part = passage.hidden, passage.windows[number]
+    samples, length = hidden.windows.quantized.shape[:2]
+    key = kind, layer.removeprefix(passage.watched.block.name), batches[0].shape[-1]
+    if key not in hidden.kept:
+        hidden.kept[key] = hidden.room.store((samples, length, key[2]), "".join(map(str, key)))
+    place = hidden.kept[key][part.first : part.first + len(part.quantized)]
+    return torch.cat(batches, out=place)
 
 
 def _statistics(stage: Stage, planned: dict[str, PlannedLayer]) -> dict[Group, set[Statistic]]:

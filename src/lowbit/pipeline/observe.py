@@ -1,6 +1,6 @@
 """What a stage's statistics see: calibration windows run through a block, batch by batch, observed and reduced.
 
-    state = merge of gather(watched, part) over the parts of the windows, in order
+    state = merge of gather(watched, part).states over the parts of the windows, in order
 
 `gather` and `advance` are pure: they may run anywhere. What a part is depends on the calibration alone, so that sums
 are the same wherever, and by however many, parts are summed.
@@ -12,7 +12,7 @@ a mixture of experts the copy sends tokens where the quantized block sent them, 
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from lowbit.pipeline.activations import BATCH_TOKENS, batches, parts
 from lowbit.pipeline.architecture import Block
 from lowbit.pipeline.attention import ATTENTION, Attention, watch_attention
 from lowbit.pipeline.capture import Call, Group, hooks, run_block
+from lowbit.pipeline.replay import Kept, Tail, replayed
 from lowbit.runtime.experts import LinearExperts
 
 LOOKS_AT_ORIGINAL: frozenset[Observable] = ATTENTION | {"float_inputs"}
@@ -41,18 +42,24 @@ class Windows:
     """Some calibration windows on their way through the blocks.
 
     quantized: hidden states [S, T, width] as the quantized prefix produces them. full: the same in the original model,
-    or None where no statistic reads them. token_counts: [S, T]. first: the number of the first window.
+    or None where no statistic reads them. token_counts: [S, T]. first: the number of the first window. kept, kept_full:
+    what layers of the block before which they are read in it, where that is final, and in the original block.
     """
 
     quantized: Tensor
     full: Tensor | None
     token_counts: Tensor
     first: int = 0
+    kept: Kept = field(default_factory=dict)
+    kept_full: Kept = field(default_factory=dict)
 
     def part(self, chosen: slice) -> "Windows":
         """The windows of a slice, counted from the first of these; views, no copies."""
         full = None if self.full is None else self.full[chosen]
-        return Windows(self.quantized[chosen], full, self.token_counts[chosen], self.first + chosen.start)
+        kept, kept_full = ({name: x[chosen] for name, x in found.items()} for found in (self.kept, self.kept_full))
+        return Windows(
+            self.quantized[chosen], full, self.token_counts[chosen], self.first + chosen.start, kept, kept_full
+        )
 
     def put(self, part: "Windows") -> None:
         """Overwrite the hidden states of a part of these by those that it has now."""
@@ -135,26 +142,29 @@ class Watched:
     """A block through which windows run, and what is seen of it.
 
     call: its arguments for so many windows. original: the block in its original weights, or None where nothing looks
-    at it. feeding: the layers that feed its attention. batch_tokens: run together.
+    at it. feeding: the layers that feed its attention. tails: modules that need not run where the windows hold what
+    their last layer reads. batch_tokens: run together.
     """
 
     block: Block
     call: Callable[[int], Call]
     original: Block | None = None
     feeding: frozenset[str] = frozenset()
+    tails: Mapping[str, Tail] = field(default_factory=dict)
     batch_tokens: int = BATCH_TOKENS
 
     def observe(self, batch: Windows, names: list[str], needed: frozenset[Observable]) -> Scene:
         """Run a batch for what `needed` names of layers `names`."""
         hidden, routing = batch.quantized, dict[str, Tensor]()
         call = self.call(len(hidden))
-        inputs = _inputs(self.block, names, hidden, call, _recorded(self.block, routing))
+        with replayed(self.block, self.tails, batch.kept):
+            inputs = _inputs(self.block, names, hidden, call, _recorded(self.block, routing))
         for name, x in inputs.items():
             batch.require_finite(x, name)
         float_inputs: Mapping[str, Tensor] = {}
         if "float_inputs" in needed and batch.full is not None and self.original is not None:
-            replayed = _replayed(self.original, routing)
-            float_inputs = _inputs(self.original, list(inputs), batch.full, call, replayed)
+            with replayed(self.original, self.tails, batch.kept_full):
+                float_inputs = _inputs(self.original, list(inputs), batch.full, call, _sent(self.original, routing))
         attention = self._attention(names, needed, hidden, call)
         shape = hidden.shape[0], hidden.shape[1]
         return Scene(needed, shape, inputs, float_inputs, routing, batch.token_counts, attention)
@@ -167,13 +177,29 @@ class Watched:
         return watch_attention(self.original, hidden, call) if self.original is not None and concerned else None
 
 
+@dataclass(frozen=True, eq=False)
+class Gathered:
+    """states: none where no token reached a group. kept, kept_full: what layers read, in the block and in its original,
+    batch by batch."""
+
+    states: States
+    kept: dict[str, list[Tensor]]
+    kept_full: dict[str, list[Tensor]]
+
+
 @torch.no_grad()
-def gather(watched: Watched, windows: Windows, wanted: Mapping[Group, set[Statistic]]) -> States:
-    """The state of each group's statistics over the windows; none where no token reached a group."""
-    states: States = {}
+def gather(
+    watched: Watched, windows: Windows, wanted: Mapping[Group, set[Statistic]], keep: frozenset[str] = frozenset()
+) -> Gathered:
+    """The state of each group's statistics over the windows, and what the layers `keep`, one of each group, read."""
+    gathered = Gathered({}, {}, {})
+    states = gathered.states
     needed = frozenset[Observable]().union(*(one.reads for found in wanted.values() for one in found))
     for batch in windows.batches(watched.batch_tokens) if needed else ():
         scene = watched.observe(batch, [group.layers[0] for group in wanted], needed)
+        for name in keep:
+            _keep(gathered.kept, name, scene.inputs, scene.shape)
+            _keep(gathered.kept_full, name, scene.float_inputs, scene.shape)
         for group, statistics in wanted.items():
             seen = scene.of(group.layers[0])
             for statistic in statistics if seen else ():
@@ -181,7 +207,13 @@ def gather(watched: Watched, windows: Windows, wanted: Mapping[Group, set[Statis
                 state = statistic.init(seen["inputs"].shape[1]) if state is None else state
                 observed = {one: seen[one] for one in seen.keys() & statistic.reads}
                 states[group, statistic] = statistic.update(state, observed)
-    return states
+    return gathered
+
+
+def _keep(kept: dict[str, list[Tensor]], name: str, inputs: Mapping[str, Tensor], shape: tuple[int, int]) -> None:
+    """Note what a layer read of a batch of S windows of T tokens, if it met all of them."""
+    if name in inputs and len(inputs[name]) == shape[0] * shape[1]:
+        kept.setdefault(name, []).append(inputs[name].view(*shape, -1))
 
 
 def merge(parts: Iterable[States], started: States) -> States:
@@ -200,10 +232,12 @@ def advance(watched: Watched, windows: Windows) -> Windows:
     quantized, full = [], []
     for batch in windows.batches(watched.batch_tokens):
         call = watched.call(len(batch.quantized))
-        quantized.append(run_block(watched.block.module, batch.quantized, call))
+        with replayed(watched.block, watched.tails, batch.kept):
+            quantized.append(run_block(watched.block.module, batch.quantized, call))
         batch.require_finite(quantized[-1].flatten(0, 1), f"{watched.block.name} (output)")
         if batch.full is not None and watched.original is not None:
-            full.append(run_block(watched.original.module, batch.full, call))
+            with replayed(watched.original, watched.tails, batch.kept_full):
+                full.append(run_block(watched.original.module, batch.full, call))
     return Windows(torch.cat(quantized), torch.cat(full) if full else None, windows.token_counts, windows.first)
 
 
@@ -245,7 +279,7 @@ def _recorded(block: Block, routing: dict[str, Tensor]) -> Hooks:
     return [(module, note(path)) for path, module in _experts(block)]
 
 
-def _replayed(block: Block, routing: Mapping[str, Tensor]) -> Hooks:
+def _sent(block: Block, routing: Mapping[str, Tensor]) -> Hooks:
     """Hooks that send tokens where `routing` says."""
 
     def send(path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:

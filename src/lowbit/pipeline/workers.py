@@ -2,7 +2,7 @@
 
 A run is three pure functions, called on one part after the other, and a driver that keeps what they return:
 
-    gather(watched, windows, wanted) -> states       observe.py
+    gather(watched, windows, wanted) -> gathered     observe.py
     advance(watched, windows) -> windows             observe.py
     solve(layer, seed, weight, state) -> solved      solve.py
 
