@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from transformers import LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 import lowbit
 from exchange.folders import TOKENS, checkpoint, solved
@@ -66,10 +66,10 @@ def exl3_value(state, tensors):
     return torch.tensor([word & 0xFFFF, word >> 16], dtype=torch.uint16).view(torch.float16).double().sum()
 
 
-def random_fragments(bits, values, n=128, k=128):
+def random_fragments(bits, values, n=128, k=128, size=1.0):
     rng = stream(0, "fragments", f"{bits} {values}")
     codes = torch.randint(0, 1 << bits, (k // 16, n // 16, 256), generator=rng, dtype=torch.uint8)
-    suh, svh = (torch.randn(size, generator=rng).half() for size in (k, n))
+    suh, svh = torch.randn(k, generator=rng).half(), (size * torch.randn(n, generator=rng)).half()
     return Fragments(bits, values, codes, suh, svh)
 
 
@@ -239,3 +239,30 @@ def test_vectors_may_have_zeros_and_tags_one_dimension():
     weight = layer_of(Exl3().read({}, tensors), "test").dequantize()
     assert bool((weight[:, 3] == 0).all() and (weight[5] == 0).all())
     assert torch.isfinite(weight).all()
+
+
+def test_a_folder_of_exllamav3_is_read_with_its_quantized_head(tmp_path):
+    """No tensor_storage, a version, one-dimensional tags, biases, a head of its own."""
+    torch.manual_seed(3)
+    config = LlamaConfig(**(CONFIG.to_dict() | {"vocab_size": 384, "tie_word_embeddings": False, "mlp_bias": True}))
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    held, layers = dict(model.state_dict()), {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            fragments = random_fragments(4 if name == "lm_head" else 2, "mcg", *module.weight.shape, size=0.01)
+            layers[name] = layer_of(fragments, "test")
+            del held[f"{name}.weight"]
+            tensors = Exl3().tensors(fragments)
+            held |= {f"{name}.{field}": tensor for field, tensor in (tensors | {"mcg": tensors["mcg"].view(1)}).items()}
+    settings = {"quant_method": "exl3", "version": "1.6.5", "bits": 2.0, "head_bits": 4, "codebook": "mcg"}
+    settings |= {"calibration": {"rows": 250, "cols": 2048}, "out_scales": "always"}
+    (tmp_path / "theirs").mkdir()
+    write_tensors_atomically(tmp_path / "theirs" / "model.safetensors", held, {"format": "pt"})
+    written = config.to_dict() | {"architectures": ["LlamaForCausalLM"], "quantization_config": settings}
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps(written))
+    assert lowbit.import_(tmp_path / "theirs", tmp_path / "own")["layers"] == 8
+    for name, layer in layers.items():
+        model.get_submodule(name).weight.data = layer.dequantize()
+    with torch.no_grad():
+        expected, found = model(TOKENS).logits, lowbit.load(tmp_path / "own", dtype=torch.float32)(TOKENS).logits
+    assert torch.allclose(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
