@@ -120,6 +120,7 @@ TRANSFORMS = {
     "rescaled": Rescale(),
     "channel scales": ChannelScales(),
     "row scales": ChannelScales("left"),
+    "scales to a size": ChannelScales(size=0.9),
     "quip": Chain((Rescale(), RandomKronecker())),
     "hadamard, then visited in order": Chain((RandomizedHadamard(), StaticOrder())),
     "toy: rotated": Rotated(),
