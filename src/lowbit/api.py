@@ -117,7 +117,7 @@ def export(
 
 
 def import_(model: str | Path, out: str | Path) -> dict[str, Any]:
-    """Read another tool's GPTQ, AWQ, compressed-tensors or GGUF checkpoint into a lowbit one, with the same codes.
+    """Read another tool's GPTQ, AWQ, compressed-tensors, EXL3 or GGUF checkpoint as a lowbit one, with the same codes.
 
     Args:
         model: a folder, a name on the hub or a GGUF file. out: a folder that is empty or does not exist.

@@ -31,7 +31,7 @@ def export(
 
 def import_(
     model: Annotated[
-        str, typer.Argument(help="A GPTQ, AWQ or compressed-tensors folder, or a GGUF file.", metavar="MODEL")
+        str, typer.Argument(help="A GPTQ, AWQ, compressed-tensors or EXL3 folder, or a GGUF file.", metavar="MODEL")
     ],
     out: OutOption,
     as_json: JsonOption = False,
