@@ -20,7 +20,8 @@ def load(
     """The model of a lowbit checkpoint, ready for inference.
 
     dtype: of everything that is not quantized, and of the activations; None for the type in config.json.
-    device_map: as in transformers ("cpu", "auto", ...; needs accelerate).
+    device_map: as in transformers ("cpu", "auto", {"model.layers.9": "disk", ...}; needs accelerate). What it puts on
+        disk comes in when it is needed, codes too: they are read from `folder` again, which must stay.
 
     Raises BadRequest where the folder is missing, unfinished, not a lowbit checkpoint, damaged, or of a newer format.
     """
@@ -29,7 +30,12 @@ def load(
     check_checkpoint(folder, from_dict)
     register()
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype or "auto", device_map=device_map, local_files_only=True, output_loading_info=True
+        folder,
+        dtype=dtype or "auto",
+        device_map=device_map,
+        offload_buffers=True,  # codes are buffers
+        local_files_only=True,
+        output_loading_info=True,
     )
     model, info = loaded
     if missing := sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}):
