@@ -1,15 +1,16 @@
 """Whatever is wrong with a request is said in one clear paragraph, before anything is written."""
 
 import json
+import random
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 import lowbit
 from lowbit.core.errors import BadRequest
 from lowbit.pipeline import quantize as pipeline
 from lowbit.pipeline.quantize import Calibration
+from lowbit.pipeline.source import SourceModel
 from lowbit.recipes import make_recipe
 from pipeline.tiny import save_tiny
 
@@ -185,18 +186,41 @@ def test_strict_runs_end_at_the_first_outcome(tmp_path):
 
 
 def test_a_checkpoint_that_differs_from_the_run_fails_it(model, tmp_path, monkeypatch):
-    """The reload check can fail: here the folder is loaded with one weight changed."""
+    """The reload check can fail: here one weight changes on the disk."""
     from lowbit.core.errors import LowbitError
 
-    load = pipeline.load
+    assemble = pipeline.assemble
 
-    def tampered(folder, dtype):
-        loaded = load(folder, dtype=dtype)
-        with torch.no_grad():
-            loaded.model.norm.weight[0] += 1
-        return loaded
+    def tampered(run, folder, *rest):
+        assemble(run, folder, *rest)
+        tensors = load_file(folder / "model.safetensors")
+        tensors["model.norm.weight"][0] += 1
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
-    monkeypatch.setattr(pipeline, "load", tampered)
+    monkeypatch.setattr(pipeline, "assemble", tampered)
     with pytest.raises(LowbitError, match="differs from what was computed"):
         lowbit.quantize(model, tmp_path / "out", "rtn")
     assert not (tmp_path / "out" / "config.json").exists()
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3_moe"])
+def test_senseless_configurations(kind, tmp_path):
+    """Each entry replaced by values that belong there less and less: refused, or a model all the same; and soon."""
+    folder = save_tiny(kind, tmp_path / kind)
+    path = folder / "config.json"
+    good, draw = json.loads(path.read_text()), random.Random(0)
+    refusals = 0
+    for key in good:
+        for value in draw.sample([None, True, -1, 0, 10**6, 2**31, 2**63, 1e308, "x", [], [1], {}, {"a": 1}], 4):
+            path.write_text(json.dumps(good | {key: value}))
+            try:
+                SourceModel.open(str(folder))
+            except BadRequest:
+                refusals += 1
+    assert refusals > len(good)
+
+
+def test_shapes_of_another_model(model, tmp_path):
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"intermediate_size": 64}))
+    refused(model, tmp_path / "out", r"is \[48, 32\] in the shards, but config.json describes \[64, 32\]")

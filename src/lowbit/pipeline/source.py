@@ -16,7 +16,12 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    StrictDataclassError,
+)
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -28,7 +33,20 @@ from lowbit.integrations.loading import empty_model
 from lowbit.pipeline.architecture import Block, architecture_of, expert_key, find_blocks, separate_experts
 from lowbit.pipeline.tables import looked_up, multiplied
 from lowbit.runtime import QuantizedLinear
+from lowbit.runtime.experts import is_fused_experts
 
+# What transformers raises for a configuration that makes no sense, as it is read or as its model is built.
+_SENSELESS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    StrictDataclassError,
+    TypeError,
+    ValueError,
+)
 _SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]
 
 
@@ -56,7 +74,7 @@ def read_config(folder: Path) -> PretrainedConfig:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         config = AutoConfig.from_pretrained(folder)
-    except (ValueError, KeyError, OSError) as error:
+    except _SENSELESS as error:
         raise BadRequest(f"{path}: cannot be read as a model configuration: {error}") from error
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise BadRequest(
@@ -86,12 +104,11 @@ class SourceModel:
         if quantized is not None:
             raise BadRequest(f"{folder} is quantized already ({_method(quantized)}). Give the original model.")
         shards = Shards.open(folder)
-        with torch.device("meta"):
-            tree = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+        tree = _empty_tree(config, shards)
         keys = _parameter_keys(tree, shards)
         separate_experts(tree)
         tree.eval().requires_grad_(False)
-        _require_all(tree, keys, folder)
+        _require_all(tree, keys, shards)
         return cls(folder, config, tree, find_blocks(tree, config.num_hidden_layers), shards, keys)
 
     @classmethod
@@ -100,7 +117,7 @@ class SourceModel:
         tree, shards = empty_model(folder), Shards.open(folder)
         config, keys = tree.config, _parameter_keys(tree, shards)
         tree.requires_grad_(False).eval()  # type: ignore[no-untyped-call]
-        _require_all(tree, keys, folder)
+        _require_all(tree, keys, shards)
         return cls(folder, config, tree, find_blocks(tree, config.num_hidden_layers), shards, keys)
 
     @property
@@ -186,6 +203,23 @@ class SourceModel:
         return digest.hexdigest()
 
 
+def _empty_tree(config: PretrainedConfig, shards: Shards) -> PreTrainedModel:
+    """The model of a configuration, without weights; BadRequest where none can be built, before that takes memory."""
+    path, count = shards.folder / "config.json", config.num_hidden_layers
+    if not isinstance(count, int) or not 1 <= count <= len(shards.entries):
+        raise BadRequest(f"{path}: num_hidden_layers is {count!r}, and the shards hold {len(shards.entries)} tensors.")
+    try:
+        with torch.device("meta"):
+            tree: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+    except _SENSELESS as error:
+        raise BadRequest(f"{path}: no model can be built from it: {type(error).__name__}: {error}") from error
+    fused = (module for module in tree.modules() if is_fused_experts(module))
+    experts = max((len(part) for module in fused for part in module.parameters(recurse=False)), default=0)
+    if experts > len(shards.entries):
+        raise BadRequest(f"{path}: describes {experts} experts, and the shards hold {len(shards.entries)} tensors.")
+    return tree
+
+
 def _method(quantization_config: object) -> str:
     if isinstance(quantization_config, dict):
         return str(quantization_config.get("quant_method"))
@@ -204,11 +238,19 @@ def _parameter_keys(model: PreTrainedModel, shards: Shards) -> dict[str, str]:
     return keys
 
 
-def _require_all(model: PreTrainedModel, keys: dict[str, str], folder: Path) -> None:
+def _require_all(model: PreTrainedModel, keys: dict[str, str], shards: Shards) -> None:
+    """Raise BadRequest unless the shards hold all that the model needs, in its shapes."""
     tied = set(model.all_tied_weights_keys)
     missing = [name for name, _ in model.named_parameters() if name not in keys and name not in tied]
     if missing:
         raise BadRequest(
-            f"{folder}: the shards lack {len(missing)} tensors of a {type(model).__name__}, such as {missing[0]}. "
-            "The download is incomplete or the architecture is stored in a way lowbit does not know."
+            f"{shards.folder}: the shards lack {len(missing)} tensors of a {type(model).__name__}, such as "
+            f"{missing[0]}. The download is incomplete or the architecture is stored in a way lowbit does not know."
         )
+    for name, parameter in model.named_parameters():
+        stored = shards.entries[keys[name]].shape if name in keys else parameter.shape
+        if stored != tuple(parameter.shape):
+            raise BadRequest(
+                f"{shards.folder}: {keys[name]} is {list(stored)} in the shards, but config.json describes "
+                f"{list(parameter.shape)}. They belong to different models."
+            )
