@@ -107,7 +107,7 @@ class SourceModel:
         tree = _empty_tree(config, shards)
         keys = _parameter_keys(tree, shards)
         separate_experts(tree)
-        tree.eval().requires_grad_(False)
+        tree.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
         _require_all(tree, keys, shards)
         return cls(folder, config, tree, find_blocks(tree, config.num_hidden_layers), shards, keys)
 
