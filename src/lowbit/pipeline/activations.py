@@ -16,8 +16,8 @@ from torch import Tensor
 
 from lowbit.formats.files import minding_space
 
-BATCH_TOKENS = 8192
-"""Run through a block together."""
+BATCH_TOKENS = 2048
+"""Run through a block together: enough for full speed, few enough that activations stay small beside weights."""
 ATTENTION_PAIRS = 1 << 22
 """Of query and key, of all windows that run through a block together, where attention is looked at."""
 MOST_PARTS = 16

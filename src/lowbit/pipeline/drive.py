@@ -35,6 +35,7 @@ from lowbit.pipeline.capture import Call, Group, Stage, final_logits, find_stage
 from lowbit.pipeline.forecast import solve_memory, watch_memory
 from lowbit.pipeline.gradients import gather_gradients
 from lowbit.pipeline.journal import Journal
+from lowbit.pipeline.machine import return_freed_memory
 from lowbit.pipeline.observe import LOOKS_AT_ORIGINAL, Gathered, States, Watched, Windows, advance, gather, merge
 from lowbit.pipeline.plan import Plan, PlannedLayer, all_reads
 from lowbit.pipeline.replay import find_tails
@@ -124,6 +125,7 @@ def quantize_blocks(run: Run) -> Tensor:
         done = _quantize_block(run, passage, gradients, done)
         _advance(run, hidden, passage)
         run.source.release(block.module)
+        return_freed_memory()
     return _logits(run, hidden.check)
 
 
@@ -197,6 +199,7 @@ def _quantize_block(run: Run, passage: _Passage, gradients: States, done: int) -
         todo = {name: planned[name] for name in stage.layers if not _finished(run, name)}
         # Also those of layers that are done already: experts with few tokens share the statistics of all.
         states = _states(run, passage, stage, _statistics(stage, planned), gradients) if todo else {}
+        return_freed_memory()
         memory = max((solve_memory(layer.work) for layer in todo.values()), default=0)
         solved = run.workers.map(solve, _tasks(run, stage, todo, linears, states), memory)
         for name in stage.layers:

@@ -24,6 +24,7 @@ from lowbit.pipeline.activations import BATCH_TOKENS, batches, parts
 from lowbit.pipeline.architecture import Block
 from lowbit.pipeline.attention import ATTENTION, Attention, watch_attention
 from lowbit.pipeline.capture import Call, Group, hooks, run_block
+from lowbit.pipeline.machine import return_freed_memory
 from lowbit.pipeline.replay import Kept, Tail, replayed
 from lowbit.runtime.experts import LinearExperts
 
@@ -207,6 +208,7 @@ def gather(
                 state = statistic.init(seen["inputs"].shape[1]) if state is None else state
                 observed = {one: seen[one] for one in seen.keys() & statistic.reads}
                 states[group, statistic] = statistic.update(state, observed)
+        return_freed_memory()
     return gathered
 
 
@@ -220,10 +222,15 @@ def merge(parts: Iterable[States], started: States) -> States:
     """The states of parts that follow each other as one, going on from those in `started`; in order, one by one."""
     states: States = {}
     for part in parts:
-        for key, found in part.items():
-            before = states.get(key, started.get(key))
-            states[key] = found if before is None else key[1].merge(before, found)
+        _merge(states, part, started)
     return states
+
+
+def _merge(states: States, part: States, started: States) -> None:
+    """Take a part's states over, one by one, so that it holds none while the next part is gathered."""
+    for key in list(part):
+        found, before = part.pop(key), states.get(key, started.get(key))
+        states[key] = found if before is None else key[1].merge(before, found)
 
 
 @torch.no_grad()
@@ -238,6 +245,7 @@ def advance(watched: Watched, windows: Windows) -> Windows:
         if batch.full is not None and watched.original is not None:
             with replayed(watched.original, watched.tails, batch.kept_full):
                 full.append(run_block(watched.original.module, batch.full, call))
+        return_freed_memory()
     return Windows(torch.cat(quantized), torch.cat(full) if full else None, windows.token_counts, windows.first)
 
 

@@ -28,6 +28,7 @@ from lowbit.core.linalg import Factor
 from lowbit.core.parts import Code
 from lowbit.core.problem import LayerProblem
 from lowbit.core.records import Guarantee, Rounded
+from lowbit.core.symmetric import bands
 from lowbit.rounding.rows import is_diagonal
 
 # Rounding errors are computed in the weights' own precision; half a step is exceeded by this much without clamping.
@@ -41,16 +42,23 @@ def feedback_guarantee(
 
     None where the code does not tell its half-widths, or where G couples rows and there was no feedback between them.
     """
-    cells, G = _cells(code, rounded), problem.row_hessian
-    if cells is None or (G is not None and rows is None and not is_diagonal(G)):
+    G, error = problem.row_hessian, problem.weight - rounded.w_hat
+    if G is not None and rows is None and not is_diagonal(G):
         return None
-    left = (problem.weight - rounded.w_hat) @ columns.unit_upper.to(problem.weight.dtype)
-    squares = cells.square() @ columns.diagonal
+    squares, clamped = torch.zeros(len(error), dtype=torch.float64), 0.0
+    for band in bands(error.shape[1]):
+        cells = _cells(code, rounded, band)
+        if cells is None:
+            return None
+        left = error[:, : band.stop] @ columns.unit_upper[: band.stop, band].to(error.dtype)
+        left = left if rows is None else rows.unit_upper.T.to(left.dtype) @ left
+        squares += cells.square() @ columns.diagonal[band]
+        clamped += _clamped(left, cells) * cells.shape[1] / error.shape[1]
     if rows is not None:
-        left, squares = rows.unit_upper.T.to(left.dtype) @ left, rows.diagonal * squares
+        squares *= rows.diagonal
     elif G is not None:
-        squares = G.double().diagonal() * squares
-    return Guarantee(float(squares.sum()), _clamped(left, cells))
+        squares *= G.double().diagonal()
+    return Guarantee(float(squares.sum()), clamped)
 
 
 def nearest_guarantee(problem: LayerProblem, rounded: Rounded, code: Code) -> Guarantee | None:
@@ -58,7 +66,7 @@ def nearest_guarantee(problem: LayerProblem, rounded: Rounded, code: Code) -> Gu
 
     Attained where one sign pattern of E makes every product in the loss positive, such as for H of rank one.
     """
-    cells = _cells(code, rounded)
+    cells = _cells(code, rounded, slice(0, problem.shape[1]))
     if cells is None:
         return None
     paired = cells @ problem.hessian.double().abs()
@@ -100,10 +108,10 @@ def mismatch(weight: Tensor, float_moment: Tensor, cross_moment: Tensor, hessian
     return float((W @ (float_moment.double() + own) * W).sum() - (pulled * target).sum())
 
 
-def _cells(code: Code, rounded: Rounded) -> Tensor | None:
-    """C [N, K], float64: the half-widths of the code with the side it ended with."""
-    half = half_widths(code, rounded.side, torch.arange(rounded.w_hat.shape[1]))
-    return None if half is None else half.double().expand(rounded.w_hat.shape)
+def _cells(code: Code, rounded: Rounded, band: slice) -> Tensor | None:
+    """C of a band of columns, float64: the half-widths of the code with the side it ended with."""
+    half = half_widths(code, rounded.side, torch.arange(band.start, band.stop))
+    return None if half is None else half.double().expand(len(rounded.w_hat), band.stop - band.start)
 
 
 def _clamped(error: Tensor, cells: Tensor) -> float:

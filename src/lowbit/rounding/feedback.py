@@ -33,31 +33,37 @@ def round_with_feedback(
 ) -> Rounded:
     """Round W along `unit_upper` [K, K], `slab` columns at a time; slabs are encoded by `encode`, the code's own if
     None."""
-    W, F = problem.weight, unit_tiles(unit_upper, joint_columns(code)).to(problem.weight.dtype)
+    W, width = problem.weight, joint_columns(code)
     side, codes, encode = code.fit(problem), [], encode or code.encode_with_feedback
     w_hat, error = torch.empty_like(W), torch.zeros_like(W)
     for group in spans(0, W.shape[1], code.refit_every or W.shape[1]):
         if code.refit_every:
-            pull = error[:, : group.start] @ F[: group.start, group]
-            best = W[:, group] + torch.linalg.solve_triangular(F[group, group], pull, upper=True, left=False)
+            F = unit_tiles(unit_upper, width, group).to(W.dtype)
+            pull = error[:, : group.start] @ F[: group.start]
+            best = W[:, group] + torch.linalg.solve_triangular(F[group.start :], pull, upper=True, left=False)
             side = code.refit(side, best, torch.arange(group.start, group.stop))
         for step in spans(group.start, group.stop, whole_tiles(slab, code.tile[1])):
             columns = torch.arange(step.start, step.stop)
-            target = W[:, step] + error[:, : step.start] @ F[: step.start, step]
-            q, w_hat[:, step] = encode(W[:, step], target, F[step, step], side, columns)
+            F = unit_tiles(unit_upper, width, step).to(W.dtype)
+            target = W[:, step] + error[:, : step.start] @ F[: step.start]
+            q, w_hat[:, step] = encode(W[:, step], target, F[step.start :], side, columns)
             error[:, step] = W[:, step] - w_hat[:, step]
             codes.append(q)
     return Rounded(torch.cat(codes, 1), side, w_hat)
 
 
-def unit_tiles(unit_upper: Tensor, width: int) -> Tensor:
-    """F with identities as its diagonal tiles: the same quadratic form, each tile with a joint cost."""
+def unit_tiles(unit_upper: Tensor, width: int, span: slice) -> Tensor:
+    """F with identities as its diagonal tiles: the same quadratic form, each tile with a joint cost.
+
+    Its columns `span`, whole tiles, down to the diagonal: [span.stop, span's width].
+    """
+    columns = unit_upper[: span.stop, span]
     if width == 1:
-        return unit_upper
-    result = torch.empty_like(unit_upper)
-    for tile in spans(0, len(unit_upper), width):
-        own = unit_upper[tile, tile]
-        result[:, tile] = torch.linalg.solve_triangular(own, unit_upper[:, tile], upper=True, left=False)
+        return columns
+    result = torch.empty_like(columns)
+    for tile in spans(0, columns.shape[1], width):
+        own = columns[span.start :][tile, tile]
+        result[:, tile] = torch.linalg.solve_triangular(own, columns[:, tile], upper=True, left=False)
     return result
 
 

@@ -10,7 +10,7 @@ G = B diag(g) B^T the loss is sum_ij g_i d_j (B^T E A)_ij^2, and a row's aim als
 behind: `lowbit.rounding.rows`. OPTQ, with its factor of the inverse, is this algorithm (QuIP, theorem 6), and so is
 Babai's nearest plane.
 
-Cost: K^3 / 3 (factor) + N K^2 / 2 multiply-adds; memory 2 N K + 2 K^2. A row Hessian adds N^3 / 3 + N^2 K / 2.
+Cost: K^3 / 3 (factor) + N K^2 / 2 multiply-adds; memory 8 (N K + K^2) bytes. A row Hessian adds N^3 / 3 + N^2 K / 2.
 Papers: QuIP (arXiv 2307.13304), sections 3.1 and 3.2; OPTQ (arXiv 2210.17323), lazy batches; BoA (arXiv 2406.13474) for
 the rows. Differs from OPTQ's repository: one factorisation in float64 instead of three in float32, order is a
 transform, dead inputs keep weights.

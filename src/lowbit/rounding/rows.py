@@ -46,7 +46,7 @@ def row_feedback(problem: LayerProblem, code: Code, damping: float) -> RowFeedba
         return RowFeedback(code.encode_with_feedback)
     height = tile_height(code, len(G))
     factor = unit_upper_factor(G, damping)
-    strict = unit_tiles(factor.unit_upper, height).to(problem.weight.dtype, copy=True)
+    strict = unit_tiles(factor.unit_upper, height, slice(0, len(factor.unit_upper))).to(problem.weight.dtype, copy=True)
     for tile in range(0, len(G), height):
         strict[tile : tile + height, tile : tile + height] = 0
     outcomes = () if factor.damping == damping else (_row_damping_raised(damping, factor.damping),)
