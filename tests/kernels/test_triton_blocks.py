@@ -3,9 +3,27 @@
 import pytest
 import torch
 
-from lowbit.codes import E8P, BitshiftTrellis, IntegerGrid, TailBiting
+from lowbit.codes import (
+    E8P,
+    BitshiftTrellis,
+    BlockScaled,
+    ClusteredLevels,
+    Digits,
+    DualGrained,
+    IntegerGrid,
+    LaidOut,
+    Lookup,
+    LowRankLevels,
+    MidriseGrid,
+    Planes,
+    ScaledLevels,
+    Scales,
+    TailBiting,
+    VectorCodebook,
+)
 from lowbit.core.fields import Bits
 from lowbit.core.random import stream
+from lowbit.core.stored import codes_from_fields
 from lowbit.packing import pack
 from lowbit.runtime.product import StoredCodes
 
@@ -40,6 +58,17 @@ CASES = {
     "grid, odd columns": (IntegerGrid(4, symmetric=True), (3, 75)),
     "grid, odd groups": (IntegerGrid(3, 25), (65, 75)),
     "grid, one scale": (IntegerGrid(2, "tensor"), (5, 64)),
+    "midrise": (MidriseGrid(3), (5, 75)),
+    "levels of groups": (Lookup(ScaledLevels("nf4", Scales("uint8", "row")), 12), (66, 72)),
+    "levels of a row, 3 bits": (Lookup(ClusteredLevels(3, "none")), (5, 75)),
+    "levels of the layer, 8 bits": (Lookup(ScaledLevels("nf8"), "tensor"), (3, 70)),
+    "sums of terms": (Lookup(LowRankLevels(2, 2), 8), (5, 72)),
+    "clipped steps": (Lookup(DualGrained(4), 16), (5, 80)),
+    "6 bits in two streams": (LaidOut(Lookup(ScaledLevels("e3m2")), Planes(4, 2)), (5, 70)),
+    "digits": (LaidOut(Lookup(ScaledLevels("ternary"), 12), Digits(3)), (5, 72)),
+    "vectors of inputs, two stages": (VectorCodebook(4, 6, 5, group_size=32), (5, 96)),
+    "vectors of outputs": (VectorCodebook(8, 9, along="outputs"), (72, 67)),
+    "vectors in blocks": (BlockScaled(VectorCodebook(2, 4), 16), (5, 96)),
 }
 
 
@@ -49,11 +78,13 @@ def layer(name: str):
     rng, integers, stored = stream(0, "triton", name), {}, {}
     for field, kind in code.fields(shape).items():
         if isinstance(kind, Bits):
-            integers[field] = torch.randint(0, 1 << kind.bits, kind.shape, generator=rng, dtype=torch.uint8)
+            most = 3**5 if "digits" in name and field == "codes" else 1 << kind.bits
+            dtype = torch.uint8 if kind.bits <= 8 else torch.int32
+            integers[field] = torch.randint(0, most, kind.shape, generator=rng, dtype=dtype)
             stored[field] = pack(integers[field], kind)
         else:
             integers[field] = stored[field] = (torch.rand(kind.shape, generator=rng) + 0.5).to(kind.dtype)
-    codes = integers.pop("codes")
+    codes = codes_from_fields(code, integers, shape)
     packed = gpu.packed(code, StoredCodes(shape, stored))
     return packed, code.decode(codes, integers, torch.arange(shape[1])), rng
 
@@ -65,7 +96,10 @@ def test_decoding_gives_what_the_code_gives(name: str) -> None:
 
 
 @pytest.mark.parametrize("tokens", [1, 5, blocks.MOST_TOKENS])
-@pytest.mark.parametrize("name", ["strips", "tiles of odd height", "pairs", "E8P 3", "grid 3", "grid, odd columns"])
+@pytest.mark.parametrize(
+    "name",
+    ["strips", "tiles of odd height", "pairs", "E8P 3", "grid 3", "grid, odd columns", "digits", "vectors in blocks"],
+)
 def test_products_are_those_with_the_values(name: str, tokens: int) -> None:
     packed, values, rng = layer(name)
     x = torch.randn(tokens, values.shape[1], generator=rng)

@@ -25,7 +25,10 @@ class Absent:
 
 driver.set_active(Absent())
 
-from lowbit.codes import E8P, BitshiftTrellis, IntegerGrid, TailBiting
+from lowbit.codes import (
+    E8P, BitshiftTrellis, BlockScaled, Digits, DualGrained, IntegerGrid, LaidOut, Lookup, LowRankLevels, Planes,
+    ScaledLevels, TailBiting, VectorCodebook,
+)
 from lowbit.core.fields import Bits
 from lowbit.kernels.triton import blocks, hadamard, viterbi
 from lowbit.runtime import gpu
@@ -46,13 +49,17 @@ def packed(code):
 strips = TailBiting(BitshiftTrellis(16, 2, 1, (256, 1), "mul1"))
 others = [
     TailBiting(BitshiftTrellis(12, 3, 1, (2, 64), "3inst")), TailBiting(BitshiftTrellis(16, 2, 2, (16, 16), "hyb")),
-    E8P(3), E8P(4), IntegerGrid(4, 128), IntegerGrid(3, symmetric=True),
+    E8P(3), E8P(4), IntegerGrid(4, 128), IntegerGrid(3, symmetric=True), Lookup(LowRankLevels(2, 2), 64),
+    Lookup(DualGrained(4), 128), LaidOut(Lookup(ScaledLevels("e3m2")), Planes(4, 2)),
+    LaidOut(Lookup(ScaledLevels("ternary"), 128), Digits(3)), BlockScaled(VectorCodebook(4, 6, 5), 64),
+    VectorCodebook(8, 12, along="outputs"),
 ]
 x, sums = torch.zeros(1, K, dtype=torch.bfloat16), torch.zeros(1, 1, N)
 p = packed(strips)
-compiled(blocks._dense, p.stored, p.scale, x, N, K, p.decode, p.plan, p.scale_stride)
+compiled(blocks._dense, p.stored, (p.scale, p.factors), x, N, K, p.decode, p.plan, p.scale_stride, p.block)
 for p in map(packed, [strips, *others]):
-    compiled(blocks._product, p.stored, p.scale, x, sums, N, K, 1, 4, p.decode, p.plan, p.scale_stride)
+    side = p.scale, p.factors
+    compiled(blocks._product, p.stored, side, x, sums, N, K, 1, 4, p.decode, p.plan, p.scale_stride, p.block)
 plan = viterbi.SearchPlan(16, 2, 2, 1, 1024)
 short, byte, edge = (torch.zeros(8, dtype=dtype) for dtype in (torch.int16, torch.uint8, torch.int64))
 compiled(viterbi._walk, short, short, short, byte, 64, 6, plan, num_warps=8)

@@ -7,13 +7,20 @@ from lowbit.codes import (
     E8P,
     BinaryCoding,
     BitshiftTrellis,
+    BlockScaled,
     ClusteredLevels,
+    Digits,
+    LaidOut,
     Lookup,
+    MidriseGrid,
     Padded,
+    Planes,
     ScaledLevels,
     Scales,
     SharedLevels,
+    SuperBlocks,
     TailBiting,
+    VectorCodebook,
 )
 from lowbit.formats.checkpoint import layout
 from lowbit.runtime.product import StoredCodes, decode_rows, product
@@ -33,6 +40,13 @@ CODES = {
     "levels of rows, 3 bits": (Lookup(ClusteredLevels(3)), (11, 29)),
     "levels of the layer, 8 bits": (Lookup(ScaledLevels("nf8"), "tensor"), (7, 21)),
     "tables that rows share, 5 bits": (Lookup(SharedLevels(5, 4)), (10, 19)),
+    "pairs, codebooks in 8 bits": (VectorCodebook(2, 5, 3, group_size=8, dtype="int8"), (6, 24)),
+    "vectors of outputs, 12 bits": (VectorCodebook(4, 12, along="outputs"), (8, 19)),
+    "scales of blocks": (BlockScaled(Lookup(ClusteredLevels(2)), 6), (5, 18)),
+    "two streams": (LaidOut(Lookup(ScaledLevels("e3m2")), Planes(4, 2)), (5, 19)),
+    "digits": (LaidOut(Lookup(ScaledLevels("ternary"), 6), Digits(3)), (5, 18)),
+    "super-blocks": (Lookup(SuperBlocks(4, 6, 2), 8), (5, 32)),
+    "midrise": (MidriseGrid(3), (5, 19)),
     "sums of planes": (Lookup(BinaryCoding(2), 4), (6, 20)),
 }
 

@@ -33,6 +33,15 @@ def unpack_rows(packed: Tensor, bits: int, count: int) -> Tensor:
     return torch.from_numpy(held.view(np.uint8))[:, :count].contiguous()
 
 
+def unpack_reference(packed: Tensor, bits: int, count: int) -> Tensor:
+    """The same as int32, on any device."""
+    at = torch.arange(count, device=packed.device) * bits
+    low = packed[:, at // 8].int()
+    # Integers that end in their first byte read it twice; the mask drops what is not theirs.
+    high = packed[:, (at // 8 + 1).clamp_max(packed.shape[1] - 1)].int()
+    return (low | high << 8) >> (at % 8) & (2**bits - 1)
+
+
 @intrinsic
 def word_at(context, stream, at):  # type: ignore[no-untyped-def]
     """The eight bytes of a contiguous uint8 array from place `at` on, lowest first, as uint64; not checked."""

@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lowbit.kernels.bit_streams import unpack_reference
+
 # Columns of a plane in one pass of the inner loop, at most: a few vectors of 16.
 _LONGEST_TRIP = 64
 _ANY_ORDER_OF_SUMS = {"reassoc", "contract", "nsz"}
@@ -50,10 +52,10 @@ def decode_reference(grid: PackedGrid, start: int, stop: int) -> Tensor:
     if grid.zero is None:
         zero = torch.full_like(scale, grid.middle)
     else:
-        zero = _codes(grid.zero[None], grid.bits, scale.numel()).view(scale.shape).float()
+        zero = unpack_reference(grid.zero[None], grid.bits, scale.numel()).view(scale.shape).float()
     if len(scale) > 1:
         scale, zero = scale[start:stop], zero[start:stop]
-    codes = _codes(grid.codes[start:stop], grid.bits, grid.columns).float()
+    codes = unpack_reference(grid.codes[start:stop], grid.bits, grid.columns).float()
     groups = codes.view(stop - start, scale.shape[1], -1)
     return (scale[:, :, None] * (groups - zero[:, :, None])).view(stop - start, grid.columns)
 
@@ -92,15 +94,6 @@ def product(grid: PackedGrid, x: Tensor) -> Tensor:
         out.numpy(),
     )
     return out
-
-
-def _codes(packed: Tensor, bits: int, count: int) -> Tensor:
-    """The first `count` integers of each row of bit streams, int32 [rows, count]."""
-    at = torch.arange(count, device=packed.device) * bits
-    low = packed[:, at // 8].int()
-    # Codes that end in their first byte read it twice; the mask drops what is not theirs.
-    high = packed[:, (at // 8 + 1).clamp_max(packed.shape[1] - 1)].int()
-    return (low | high << 8) >> (at % 8) & (2**bits - 1)
 
 
 def _side(grid: PackedGrid) -> tuple[Any, Any]:

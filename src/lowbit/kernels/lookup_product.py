@@ -96,22 +96,14 @@ _NO_DIGITS, _NO_LOANS = np.empty(0, np.uint64), np.empty((0, 2), np.int64)
 
 
 def levels(sets: Tensor, numbers: Tensor, group: int) -> Levels:
-    """sets: float32 [R or 1, G or 1, terms, L], L <= 256, by code; numbers: float32 [R or 1, G or 1, terms]."""
-    (_, _, terms, count), size = sets.shape, _size(sets.shape[3])
+    """sets: float32 [R or 1, G or 1, terms, L], L <= 256, by code; numbers: float32 [R or 1, G or 1, terms or 5]."""
+    count, terms = sets.shape[3], sets.shape[2]
+    size = max(LANES, 1 << (count - 1).bit_length())
     # A set that is shorter than a vector is read with what comes after it, which no code reaches.
     filled = pad(sets, (0, size - count)) if terms > 1 else sets
     flat = pad(filled.reshape(-1), (0, size))
     row, step = _steps(filled)
     return Levels(flat.numpy(), size, row, step, _flat(numbers), *_steps(numbers), terms, group)
-
-
-def affine_levels(numbers: Tensor, bits: int, group: int) -> Levels:
-    """numbers: float32 [R or 1, G or 1, 5], s, k, z, low and high of codes of so many bits."""
-    return Levels(np.empty(0, np.float32), _size(1 << bits), 0, 0, _flat(numbers), *_steps(numbers), 0, group)
-
-
-def _size(count: int) -> int:
-    return max(LANES, 1 << (count - 1).bit_length())
 
 
 def _flat(numbers: Tensor) -> np.ndarray:

@@ -4,19 +4,38 @@
 `lowbit.runtime.product` imports it for tensors on a GPU only, and where Triton is installed.
 """
 
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache, singledispatch
 
 import torch
 from torch import Tensor
 
-from lowbit.codes import E8P, BitshiftTrellis, IntegerGrid, TailBiting
+from lowbit.codes import (
+    E8P,
+    BitshiftTrellis,
+    BlockScaled,
+    Digits,
+    IntegerGrid,
+    LaidOut,
+    Lookup,
+    MidriseGrid,
+    Planes,
+    TailBiting,
+    VectorCodebook,
+)
 from lowbit.codes.e8p import GAINS, all_words, points
+from lowbit.codes.groups import side_shape
+from lowbit.codes.layout import Layout
 from lowbit.codes.trellis_values import HASHES
 from lowbit.core.parts import Code
 from lowbit.kernels.integer_product import PackedGrid
-from lowbit.kernels.triton import blocks, e8p, integer, trellis
+from lowbit.kernels.triton import blocks, e8p, integer, lookup, trellis, vector
 from lowbit.kernels.triton.blocks import Packed
-from lowbit.runtime.product import StoredCodes
+from lowbit.runtime.lookup import terms_of
+from lowbit.runtime.product import StoredCodes, fields_of_rows
+
+_CODES = ("codes", "high_codes")
 
 
 def product_on_gpu(code: Code, stored: StoredCodes, x: Tensor) -> Tensor | None:
@@ -45,6 +64,39 @@ def _(code: IntegerGrid, stored: StoredCodes) -> Packed:
 
 
 @packed.register
+def _(code: MidriseGrid, stored: StoredCodes) -> Packed:
+    (n, k), scale = stored.shape, stored.tensors["scale"].view(1, 1)
+    return integer.packed_grid(PackedGrid(stored.tensors["codes"].view(n, -1), scale, None, code.bits, k, code.middle))
+
+
+@packed.register
+def _(code: Lookup, stored: StoredCodes) -> Packed:
+    return _packed_lookup(code, code, lookup.Streams(stored.tensors["codes"], code.tables.bits), stored)
+
+
+@packed.register
+def _(code: LaidOut, stored: StoredCodes) -> Packed | None:
+    streams = _streams(code.layout, stored.tensors)
+    return None if streams is None else _packed_lookup(code, code.code, streams, stored)
+
+
+@packed.register
+def _(code: VectorCodebook, stored: StoredCodes) -> Packed:
+    names = ["codebook", "residual_codebook"] if code.residual_bits else ["codebook"]
+    books = [code.books(stored.tensors, name) for name in names]
+    return vector.packed_vectors(stored.shape, stored.tensors["codes"], code.tile, tuple(books))
+
+
+@packed.register
+def _(code: BlockScaled, stored: StoredCodes) -> Packed | None:
+    inner = packed(code.code, stored)
+    if inner is None:
+        return None
+    side = fields_of_rows(code, stored, 0, stored.shape[0], leave=code.code.fields(stored.shape))
+    return replace(inner, factors=code.scale_of(side, torch.arange(0, stored.shape[1], code.block_size)).contiguous())
+
+
+@packed.register
 def _(code: E8P, stored: StoredCodes) -> Packed:
     codes, scale = stored.tensors["codes"], stored.tensors["scale"]
     return e8p.packed_e8p(codes, scale, stored.shape, code.bits, GAINS[code.bits][1], _e8p_tables(codes.device))
@@ -58,6 +110,23 @@ def _(code: BitshiftTrellis, stored: StoredCodes) -> Packed | None:
 @packed.register
 def _(code: TailBiting, stored: StoredCodes) -> Packed | None:
     return _packed_trellis(code.trellis, stored, closed=True)
+
+
+def _packed_lookup(code: Lookup | LaidOut, inner: Lookup, streams: lookup.Streams, stored: StoredCodes) -> Packed:
+    side = fields_of_rows(code, stored, 0, stored.shape[0], leave=_CODES)
+    terms = terms_of(inner.tables, side, side_shape(inner.group_size, stored.shape)[1])
+    device = streams.low.device
+    return lookup.packed_lookup(stored.shape, streams, terms.sets.to(device), terms.numbers.to(device))
+
+
+def _streams(layout: Layout, tensors: Mapping[str, Tensor]) -> lookup.Streams | None:
+    """Where the codes are; None for a layout that kernels do not read."""
+    match layout:
+        case Planes():
+            return lookup.Streams(tensors["codes"], layout.low, 1, tensors["high_codes"], layout.high)
+        case Digits():
+            return lookup.Streams(tensors["codes"], 8, base=layout.levels, per_byte=layout.per_byte)
+    return None
 
 
 def _packed_trellis(code: BitshiftTrellis, stored: StoredCodes, closed: bool) -> Packed | None:

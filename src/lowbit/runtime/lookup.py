@@ -1,11 +1,12 @@
 """How the kernels see codes that look levels up.
 
-What differs among them is said in two places: `codes_of`, where a layout keeps the integers, and `levels_of`, what the
+What differs among them is said in two places: `codes_of`, where a layout keeps the integers, and `terms_of`, what the
 tables are made of. Tables that register nothing there are worked out as the code itself does it.
 """
 
 from collections.abc import Mapping
 from functools import singledispatch
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,9 +32,7 @@ from lowbit.codes.lookup import Tables, working
 from lowbit.core.records import Side
 from lowbit.kernels.lookup_product import (
     Codes,
-    Levels,
     PackedLookup,
-    affine_levels,
     digit_codes,
     exchanged_codes,
     levels,
@@ -41,6 +40,16 @@ from lowbit.kernels.lookup_product import (
 )
 from lowbit.runtime.product import StoredCodes, fields_of_rows
 from lowbit.runtime.rows import packed_rows
+
+
+class Terms(NamedTuple):
+    """Tables of groups as the kernels make them, see `lowbit.kernels.lookup_lanes.look_up`.
+
+    sets: float32 [R or 1, G or 1, terms, levels]; numbers: float32 [R or 1, G or 1, terms], or 5 with no terms.
+    """
+
+    sets: Tensor
+    numbers: Tensor
 
 
 @packed_rows.register
@@ -87,59 +96,62 @@ def _(layout: Exchanged, streams: Mapping[str, Tensor], side: Side, columns: int
 
 
 @singledispatch
-def levels_of(tables: Tables, side: Side, groups: int, group: int) -> Levels:
-    """The tables of all groups, so many a row of `group` columns each, of some rows."""
+def terms_of(tables: Tables, side: Side, groups: int) -> Terms:
+    """What the tables of all groups, so many a row, of some rows are made of."""
     own = tables.of(side, torch.arange(groups))[:, :, None]
-    return levels(own, own.new_ones(1, 1, 1), group)
+    return Terms(own, own.new_ones(1, 1, 1))
 
 
-@levels_of.register
-def _(tables: ScaledLevels, side: Side, groups: int, group: int) -> Levels:
+@terms_of.register
+def _(tables: ScaledLevels, side: Side, groups: int) -> Terms:
     at = torch.arange(groups)
     sets = tables.unscaled(side, at if tables.choice == "group" else at[:1])
     sets = sets.view(1, 1, 1, -1) if sets.dim() == 2 else sets[:, :, None]
-    return levels(sets, tables.scales.of(side, at)[..., None], group)
+    return Terms(sets, tables.scales.of(side, at)[..., None])
 
 
-@levels_of.register
-def _(tables: BinaryCoding, side: Side, groups: int, group: int) -> Levels:
-    return levels(patterns(tables.planes, tables.digits).T.float()[None, None], working(side["planes"]), group)
+@terms_of.register
+def _(tables: BinaryCoding, side: Side, groups: int) -> Terms:
+    return Terms(patterns(tables.planes, tables.digits).T.float()[None, None], working(side["planes"]))
 
 
-@levels_of.register
-def _(tables: LowRankLevels, side: Side, groups: int, group: int) -> Levels:
+@terms_of.register
+def _(tables: LowRankLevels, side: Side, groups: int) -> Terms:
     basis, numbers = working(side["basis"]), side["coefficients"]
     offset_first = torch.cat((numbers[..., -1:], numbers[..., :-1]), -1)
-    return levels(torch.cat((torch.ones_like(basis[:1]), basis))[None, None], working(offset_first), group)
+    return Terms(torch.cat((torch.ones_like(basis[:1]), basis))[None, None], working(offset_first))
 
 
-@levels_of.register
-def _(tables: SuperBlocks, side: Side, groups: int, group: int) -> Levels:
+@terms_of.register
+def _(tables: SuperBlocks, side: Side, groups: int) -> Terms:
     steps = torch.arange(2**tables.bits).float() - tables.zero
     sets = torch.stack((steps, torch.full_like(steps, -1)))
-    return levels(sets[None, None], torch.stack(tables.steps_of(side, torch.arange(groups)), -1), group)
+    return Terms(sets[None, None], torch.stack(tables.steps_of(side, torch.arange(groups)), -1))
 
 
-@levels_of.register
-def _(tables: DualGrained, side: Side, groups: int, group: int) -> Levels:
+@terms_of.register
+def _(tables: DualGrained, side: Side, groups: int) -> Terms:
     whole, zero = working(side["group_scale"]), working(side["zero"])
     most = (TOP / whole).floor()
     scale = working(side["scale"]).expand_as(whole)
-    return affine_levels(torch.stack((scale, whole, zero, -most, most), -1), tables.bits, group)
+    return _affine(tables.bits, scale, whole, zero, -most, most)
 
 
-@levels_of.register
-def _(tables: MixedWidths, side: Side, groups: int, group: int) -> Levels:
+@terms_of.register
+def _(tables: MixedWidths, side: Side, groups: int) -> Terms:
     scale, width = working(side["scale"]), side["width"].long().expand(side["scale"].shape)
     binary = width == 1
     zero = torch.where(binary, 0.5, working(side["zero"]))
-    terms = scale, 1.0 + binary, zero, -zero, 2**width - 1 - zero
-    return affine_levels(torch.stack(terms, -1), tables.bits, group)
+    return _affine(tables.bits, scale, 1.0 + binary, zero, -zero, 2**width - 1 - zero)
+
+
+def _affine(bits: int, *numbers: Tensor) -> Terms:
+    return Terms(numbers[0].new_empty(1, 1, 0, 2**bits), torch.stack(numbers, -1))
 
 
 def _packed(lookup: Lookup, codes: Codes, side: Side, columns: int) -> PackedLookup:
     groups = side_shape(lookup.group_size, (1, columns))[1]
-    return PackedLookup(codes, levels_of(lookup.tables, side, groups, columns // groups), columns)
+    return PackedLookup(codes, levels(*terms_of(lookup.tables, side, groups), columns // groups), columns)
 
 
 def _rows(stored: StoredCodes, name: str, start: int, stop: int) -> Tensor:

@@ -20,8 +20,7 @@ from torch import Tensor
 from lowbit.core.fields import Bits
 from lowbit.core.parts import Code
 from lowbit.core.stored import codes_from_fields
-from lowbit.formats.checkpoint import restored
-from lowbit.kernels.bit_streams import unpack_rows
+from lowbit.kernels.bit_streams import unpack_reference, unpack_rows
 from lowbit.packing import unpack
 
 _HAS_TRITON = find_spec("triton") is not None
@@ -48,7 +47,8 @@ def product(code: Code, stored: StoredCodes, x: Tensor) -> Tensor:
 def decode_rows(code: Code, stored: StoredCodes, start: int, stop: int) -> Tensor:
     """The values of rows start..stop-1 (whole tiles), float32 [stop - start, K], on the device of the codes."""
     device = stored.tensors["codes"].device
-    values = fields_of_rows(code, stored, start, stop)
+    here = StoredCodes(stored.shape, {name: tensor.cpu() for name, tensor in stored.tensors.items()})
+    values = fields_of_rows(code, here, start, stop)
     codes = codes_from_fields(code, values, (stop - start, stored.shape[1]))
     return code.decode(codes, values, torch.arange(stored.shape[1])).to(device)
 
@@ -56,29 +56,38 @@ def decode_rows(code: Code, stored: StoredCodes, start: int, stop: int) -> Tenso
 def fields_of_rows(
     code: Code, stored: StoredCodes, start: int, stop: int, leave: Container[str] = ()
 ) -> dict[str, Tensor]:
-    """The fields of rows start..stop-1 (whole tiles) as those of a layer, unpacked, on the CPU; without `leave`."""
+    """The fields of rows start..stop-1 (whole tiles) as those of a layer, unpacked where they are; without `leave`."""
     fields, part = code.fields(stored.shape), code.fields((stop - start, stored.shape[1]))
     values = {}
     for name, field in fields.items():
         if name in leave:
             continue
-        tensor, length = stored.tensors[name].cpu(), field.shape[0]
+        length = field.shape[0]
         at = slice(start * length // stored.shape[0], stop * length // stored.shape[0])
         at = slice(0, length) if field.shape == part[name].shape else at
-        if isinstance(field, Bits) and len(field.shape) > 1:
-            values[name] = _unpacked(tensor, field, at).view(part[name].shape)
+        if isinstance(field, Bits):
+            values[name] = _unpacked(stored.tensors[name], field, at).view(part[name].shape)
         else:
-            values[name] = restored(tensor, field)[at]
+            values[name] = stored.tensors[name][at]
     return values
 
 
 def _unpacked(packed: Tensor, field: Bits, at: slice) -> Tensor:
-    """The integers at places `at` of the first axis of a field of several."""
+    """The integers at places `at` of the first axis."""
+    if len(field.shape) == 1:
+        return _rows(packed, field, slice(0, 1))[0, at]
     inner = math.prod(field.shape[1:-1])
-    rows = slice(at.start * inner, at.stop * inner)
+    return _rows(packed, field, slice(at.start * inner, at.stop * inner))
+
+
+def _rows(packed: Tensor, field: Bits, rows: slice) -> Tensor:
+    """Rows of integers, [R, field.shape[-1]]: uint8 on the CPU where they fit, and int32."""
     if field.bits > 8:
-        return unpack(packed, field, rows)
-    return unpack_rows(packed.view(-1, field.row_nbytes)[rows], field.bits, field.shape[-1])
+        return unpack(packed.cpu(), field, rows).view(-1, field.shape[-1]).to(packed.device)
+    streams = packed.view(-1, field.row_nbytes)[rows]
+    if not packed.is_cpu:
+        return unpack_reference(streams, field.bits, field.shape[-1])
+    return unpack_rows(streams, field.bits, field.shape[-1])
 
 
 def by_kernel(x: Tensor, most: int) -> bool:

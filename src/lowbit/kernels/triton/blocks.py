@@ -46,6 +46,7 @@ class Packed:
 
     decode: device function, see above; stored: the tensors it reads, on one GPU, and plan what it is compiled for.
     scale: floating point, contiguous, N or 1 numbers that multiply the rows of what `decode` gives; None for ones.
+    factors: likewise [N, B], of blocks of K / B columns.
     """
 
     shape: tuple[int, int]
@@ -53,6 +54,12 @@ class Packed:
     stored: tuple[Tensor, ...]
     plan: Plan
     scale: Tensor | None
+    factors: Tensor | None = None
+
+    @property
+    def block(self) -> int:
+        """Columns that share a factor; 0 where there are none."""
+        return 0 if self.factors is None else self.shape[1] // self.factors.shape[1]
 
     @property
     def device(self) -> torch.device:
@@ -68,7 +75,8 @@ def dense(packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
     (n, k), plan = packed.shape, packed.plan
     out = torch.empty((n, k), dtype=dtype, device=packed.device)
     grid = triton.cdiv(n, plan.rows), triton.cdiv(k, plan.columns)
-    _dense[grid](packed.stored, packed.scale, out, n, k, packed.decode, plan, packed.scale_stride)
+    side = packed.scale, packed.factors
+    _dense[grid](packed.stored, side, out, n, k, packed.decode, plan, packed.scale_stride, packed.block)
     return out
 
 
@@ -83,8 +91,9 @@ def product(packed: Packed, x: Tensor) -> Tensor:
     each = triton.cdiv(blocks, splits)
     sums = torch.empty((splits, tokens, n), dtype=torch.float32, device=x.device)
     _product[(down, splits)](
-        packed.stored, packed.scale, x.contiguous(), sums, n, k, tokens, each, packed.decode, plan, packed.scale_stride
-    )
+        packed.stored, (packed.scale, packed.factors), x.contiguous(), sums, n, k, tokens, each, packed.decode, plan,
+        packed.scale_stride, packed.block,
+    )  # fmt: skip
     return (sums[0] if splits == 1 else sums.sum(0)).to(x.dtype)
 
 
@@ -99,18 +108,34 @@ def _scales(scale, row, n, STRIDE: tl.constexpr):  # type: ignore[no-untyped-def
 
 
 @triton.jit
-def _dense(stored, scale, out, n, k, decode: tl.constexpr, plan: tl.constexpr, STRIDE: tl.constexpr):  # type: ignore[no-untyped-def]
+def _values(stored, factors, top, left, n, k, decode: tl.constexpr, plan: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The block of values at a place, without the scales of rows."""
+    values = decode(stored, top, left, plan)
+    if BLOCK > 0:
+        row = tl.minimum(top + tl.arange(0, plan.rows), n - 1)[:, None].to(tl.int64)
+        column = tl.minimum(left + tl.arange(0, plan.columns), k - 1)[None, :]
+        values *= tl.load(factors + row * (k // BLOCK) + column // BLOCK)
+    return values
+
+
+@triton.jit
+def _dense(  # type: ignore[no-untyped-def]
+    stored, side, out, n, k, decode: tl.constexpr, plan: tl.constexpr, STRIDE: tl.constexpr, BLOCK: tl.constexpr
+):
+    scale, factors = side
     top, left = tl.program_id(0) * plan.rows, tl.program_id(1) * plan.columns
     row, column = top + tl.arange(0, plan.rows), left + tl.arange(0, plan.columns)
-    values = decode(stored, top, left, plan) * _scales(scale, row, n, STRIDE)
+    values = _values(stored, factors, top, left, n, k, decode, plan, BLOCK) * _scales(scale, row, n, STRIDE)
     at = row[:, None].to(tl.int64) * k + column[None, :]
     tl.store(out + at, values.to(out.dtype.element_ty), mask=(row < n)[:, None] & (column < k)[None, :])
 
 
 @triton.jit
 def _product(  # type: ignore[no-untyped-def]
-    stored, scale, x, sums, n, k, tokens, each, decode: tl.constexpr, plan: tl.constexpr, STRIDE: tl.constexpr
-):
+    stored, side, x, sums, n, k, tokens, each,
+    decode: tl.constexpr, plan: tl.constexpr, STRIDE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    scale, factors = side
     top = tl.program_id(0) * plan.rows
     row, token = top + tl.arange(0, plan.rows), tl.arange(0, 16)
     total = tl.zeros_like(row)[:, None].to(tl.float32) + tl.zeros_like(token)[None, :]
@@ -119,7 +144,7 @@ def _product(  # type: ignore[no-untyped-def]
         column = left + tl.arange(0, plan.columns)
         wanted = (token < tokens)[None, :] & (column < k)[:, None]
         activations = tl.load(x + token[None, :] * k + column[:, None], mask=wanted, other=0.0)
-        values = decode(stored, top, left, plan).to(x.dtype.element_ty)
+        values = _values(stored, factors, top, left, n, k, decode, plan, BLOCK).to(x.dtype.element_ty)
         total = tl.dot(values, activations, total, input_precision="ieee")
     total *= _scales(scale, row, n, STRIDE)
     at = (tl.program_id(1) * tokens + token[None, :]) * n + row[:, None]
