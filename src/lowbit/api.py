@@ -11,6 +11,7 @@ from lowbit.evaluation import evaluate
 from lowbit.evaluation.evaluate import held_out_windows, open_model
 from lowbit.evaluation.size import byte_budget
 from lowbit.exchange import gguf_file, import_folder, import_gguf
+from lowbit.formats.files import write_json_atomically
 from lowbit.formats.shards import read_json
 from lowbit.pipeline import quantize as pipeline
 from lowbit.pipeline.drive import Progress
@@ -128,7 +129,9 @@ def import_(model: str | Path, out: str | Path) -> dict[str, Any]:
     file, out = gguf_file(Path(model).expanduser()), Path(out)
     done = import_folder(resolve_folder(str(model)), out) if file is None else import_gguf(file, out)
     command = shlex.join(["lowbit", "import", str(model), "--out", str(out)])
-    write_card(out, _with_size(_unknown_origin(model), done) | {"command": command})
+    record = _with_size(_unknown_origin(model), done) | {"imported": done["format"], "command": command, "layers": []}
+    write_json_atomically(out / "report.json", record)
+    write_card(out, record)
     return done
 
 

@@ -204,7 +204,7 @@ def inspect_folder(
     )
     for data in parsed.recipes:
         console.print(to_toml(from_dict(data)), markup=False)
-    if record is not None:
+    if record is not None and record["layers"]:
         console.print("Layers by relative loss, worst first:")
         console.print(layers_table(worst_first(record["layers"], RELATIVE_LOSS)))
         console.print("The five layers farthest from the least loss that their bits allow:")

@@ -102,4 +102,9 @@ def record_of(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise BadRequest(f"{folder} holds no report.json. Give a folder that `lowbit quantize` wrote and finished.")
     record: dict[str, Any] = read_json(path)
+    if "imported" in record:
+        raise BadRequest(
+            f"{folder} was read from {record['imported']}: how it was made is not known, so there is no report of it. "
+            f"`lowbit eval {folder} --reference MODEL` measures it."
+        )
     return record
