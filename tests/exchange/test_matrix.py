@@ -1,4 +1,4 @@
-"""The table of docs/formats.md, cell by cell: what it calls exact can be stored, what it strikes out cannot."""
+"""The table of docs/formats.md, cell by cell: exact can be stored, lossy cannot but can be rounded, no can neither."""
 
 import re
 from functools import cache
@@ -10,7 +10,8 @@ import torch
 from exchange.folders import solved
 from lowbit.core.errors import BadRequest
 from lowbit.core.layer import QuantizedLayer
-from lowbit.exchange.catalogue import EXPORTS, formats_for
+from lowbit.exchange.catalogue import EXPORTS, formats_for, objection
+from lowbit.exchange.requantize import Requantize
 from lowbit.recipes import CATALOGUE, make_recipe
 
 SHAPE = (128, 256)
@@ -50,9 +51,15 @@ def layer(recipe: str) -> QuantizedLayer | None:
 def test_a_row(recipe):
     found = layer(recipe)
     zero = None if found is None else found.side.get("zero")
-    possible = {"exact": True, "exact*": zero is not None and bool((zero > 0).all()), "no": False}
-    expected = {name for name, cell in zip(EXPORTS, table()[recipe], strict=True) if possible[cell]}
+    cells = dict(zip(EXPORTS, table()[recipe], strict=True))
+    possible = {"exact": True, "exact*": zero is not None and bool((zero > 0).all()), "lossy": False, "no": False}
+    expected = {name for name, cell in cells.items() if possible[cell]}
     assert expected == (set(formats_for(found)) if found is not None else set())
+    for format in (format for format, cell in cells.items() if cell == "no"):
+        with pytest.raises(BadRequest, match="Nothing can be rounded again"):
+            Requantize.into(format, 4, [SHAPE])
+    for format in (format for format, cell in cells.items() if cell == "lossy" and found is not None):
+        assert objection(format, Requantize.into(format, 4, [SHAPE]).layer(found)) is None
 
 
 def test_every_recipe_has_a_row():

@@ -15,7 +15,7 @@ Q8_0 of 6 (8.5). llama.cpp's own quantizer falls back on the same types or on th
 from dataclasses import dataclass
 from typing import Literal
 
-from lowbit.codes.importance import ColumnImportance
+from lowbit.codes.importance import Importance
 from lowbit.codes.lookup import Lookup
 from lowbit.codes.ranges import HessianRange
 from lowbit.codes.scaled import ScaledLevels
@@ -38,7 +38,7 @@ class KQuant:
     """bits: 2 to 6. importance: what an error in a column costs. scales: as in `Lookup`."""
 
     bits: int = 4
-    importance: ColumnImportance = "conditional"
+    importance: Importance = "conditional"
     scales: Literal["dynamic", "static"] = "dynamic"
 
     def __post_init__(self) -> None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowbit.codes.importance import ColumnImportance, check_importance, column_costs
+from lowbit.codes.importance import Importance, check_importance, costs_for
 from lowbit.codes.lookup import as_float16, replaced, working
 from lowbit.core.errors import require
 from lowbit.core.fields import Array, Bits, Field
@@ -43,7 +43,7 @@ class SuperBlocks:
     scale_bits: int = 6
     count: int = 8
     symmetric: bool = False
-    importance: ColumnImportance = "conditional"
+    importance: Importance = "conditional"
     smallest: float = 0.5
     steps: int = 20
 
@@ -57,7 +57,7 @@ class SuperBlocks:
         require(self.count >= 1, f"SuperBlocks(count={self.count}): must be at least 1. Use 8.")
         require(0 < self.smallest <= 1, f"SuperBlocks(smallest={self.smallest}): must be in (0, 1]. Use 0.5.")
         require(self.steps >= 1, f"SuperBlocks(steps={self.steps}): must be at least 1. Use 20.")
-        check_importance(self, self.importance, ColumnImportance)
+        check_importance(self, self.importance)
 
     @property
     def zero(self) -> int:
@@ -69,8 +69,8 @@ class SuperBlocks:
         """What is stored for k = 0."""
         return 1 << (self.scale_bits - 1) if self.symmetric else 0
 
-    def costs(self, problem: LayerProblem) -> Tensor:
-        return column_costs(problem, self.importance).to(problem.weight.dtype)
+    def costs(self, problem: LayerProblem) -> Tensor | None:
+        return None if self.importance == "none" else costs_for(self, problem, self.importance)
 
     def fields(self, rows: int, groups: int) -> dict[str, Field]:
         require(
