@@ -86,6 +86,18 @@ def test_workers_elsewhere_give_the_same_bytes(kind, recipe, settings, tmp_path,
     assert contents(tmp_path / "elsewhere") == contents(tmp_path / "here")
 
 
+def test_a_run_that_began_here_goes_on_elsewhere(tmp_path, monkeypatch):
+    model, out = save_tiny("mixtral", tmp_path / "model"), tmp_path / "out"
+    lowbit.quantize(model, tmp_path / "here", "optq", calibration=CALIBRATION)
+    with monkeypatch.context() as patched:
+        kill_at(patched, 15, "before")
+        with pytest.raises(Killed):
+            lowbit.quantize(model, out, "optq", calibration=CALIBRATION)
+    monkeypatch.setattr("lowbit.pipeline.quantize.workers_at", lambda address: nullcontext(Elsewhere()))
+    lowbit.quantize(model, out, "optq", calibration=CALIBRATION, options=Options(resume=True))
+    assert contents(out) == contents(tmp_path / "here")
+
+
 def test_without_ray_the_request_is_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "lowbit.pipeline.cluster", None)
     model = save_tiny("llama", tmp_path / "model")
