@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lowbit.codes import VectorCodebook
+from lowbit.codes import BlockScaled, FinerColumns, VectorCodebook
 from lowbit.codes.kmeans import k_means
 from lowbit.core.errors import BadRequest
 from lowbit.core.fields import bits_per_weight
@@ -157,3 +157,29 @@ def test_k_means_of_few_vectors_is_exact() -> None:
 def test_refusals_say_what_to_do(make: object, message: str) -> None:
     with pytest.raises(BadRequest, match=message):
         make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        VectorCodebook(2, 3, importance="none"),
+        VectorCodebook(2, 3, 2, group_size=4, codebooks="dynamic", dtype="int8"),
+        VectorCodebook(2, 2, along="outputs", dtype="int8"),
+        FinerColumns(VectorCodebook(2, 2, along="outputs"), 3, 0.2),
+        BlockScaled(VectorCodebook(2, 3), 4),
+    ],
+    ids=str,
+)
+def test_collapsing_codebooks_stay_finite_and_large_weights_are_refused(code: VectorCodebook) -> None:
+    weight = torch.zeros(4, 8)
+    weight[1], weight[2, 3], weight[3] = 1e-30, 60000.0, torch.linspace(-1e-7, 1e-7, 8)
+    for one in (weight, torch.zeros(4, 8), torch.full((4, 8), 3.0)):
+        for rounder in (Nearest(), Ldlq()):
+            rounded = rounder.round(LayerProblem(one, torch.eye(8).double()), code)
+            assert bool(torch.isfinite(rounded.w_hat).all())
+            assert all(bool(torch.isfinite(tensor).all()) for tensor in rounded.side.values())
+            scales = [rounded.side[name] for name in code.fields((4, 8)) if name.endswith("book_scale")]
+            assert all(bool((scale > 0).all()) for scale in scales)
+    if not isinstance(code, BlockScaled):  # whose vectors are of size one
+        with pytest.raises(BadRequest, match=r"VectorCodebook: weights up to .* do not fit the float16"):
+            code.fit(LayerProblem(1e10 * (1 + torch.arange(32.0).view(4, 8)), torch.eye(8).double()))
