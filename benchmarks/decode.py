@@ -6,8 +6,9 @@
 Square layers of random codes: 1024 x 1024 stays in the caches, 8192 x 8192 does not. Reported for each code, size and
 number of threads: billions of weights and of stored bytes a second (best of many), the latter also as a fraction of
 what copying a large block of memory reaches here (reading and writing counted), and the gain over `slab_product`,
-which decodes a slab of rows and multiplies. Beside them the dot products of ggml for Q2_K and Q4_K, one thread, where
-its library is found: the one given, or that of the package llama_cpp.
+which decodes a slab of rows and multiplies, and over torch's product with the same layer in float32. Beside them the
+dot products of ggml for Q2_K and Q4_K, one thread, where its library is found: the one given, or that of the package
+llama_cpp.
 """
 
 import argparse
@@ -23,20 +24,53 @@ import numba
 import numpy as np
 import torch
 
-from lowbit.codes import E8P, BitshiftTrellis, IntegerGrid, TailBiting, VectorCodebook
+from lowbit.codes import (
+    E8P,
+    BinaryCoding,
+    BitshiftTrellis,
+    BlockScaled,
+    ClusteredLevels,
+    Digits,
+    DualGrained,
+    IntegerGrid,
+    LaidOut,
+    Lookup,
+    LowRankLevels,
+    Planes,
+    ScaledLevels,
+    Scales,
+    SuperBlocks,
+    TailBiting,
+    VectorCodebook,
+)
 from lowbit.core.fields import Array, Bits
 from lowbit.core.parts import Code
 from lowbit.core.random import stream
 from lowbit.formats.checkpoint import layout
 from lowbit.runtime.product import StoredCodes, product, slab_product
 
+GAINS = {"gain_over_slabs": 9, "gain_over_float32": 7}
 TILES = ((256, 1), (128, 2), (16, 16))
 
 
 def codes() -> dict[str, Code]:
     found: dict[str, Code] = {f"integer {bits} bits, groups of 128": IntegerGrid(bits, 128) for bits in (2, 3, 4, 8)}
     found["E8P 2 bits"] = E8P()
-    found["k-means 4 x 8 bits"] = VectorCodebook(4, 8)
+    found |= {
+        "nf4, groups of 64": Lookup(ScaledLevels("nf4", Scales("uint8", "row")), 64),
+        "mxfp4": Lookup(ScaledLevels("e2m1", Scales("e8m0")), 32),
+        "fp6 in two streams": LaidOut(Lookup(ScaledLevels("e3m2")), Planes(4, 2)),
+        "ternary digits, groups of 128": LaidOut(Lookup(ScaledLevels("ternary"), 128), Digits(3)),
+        "k-means 3 bits a row": Lookup(ClusteredLevels(3)),
+        "low-rank tables, 2 bits, groups of 64": Lookup(LowRankLevels(2, 2), 64),
+        "two planes, groups of 64": Lookup(BinaryCoding(2), 64),
+        "dual-grained 4 bits, groups of 128": Lookup(DualGrained(4), 128),
+        "super-blocks 4 bits": Lookup(SuperBlocks(4, 6, 8), 32),
+        "pairs of inputs, 2 bits": VectorCodebook(2, 4, group_size=256),
+        "pairs in blocks of 64": BlockScaled(VectorCodebook(2, 4), 64),
+        "fours of outputs, 2 bits": VectorCodebook(4, 8, along="outputs"),
+        "eights of outputs, 2 bits": VectorCodebook(8, 16, along="outputs"),
+    }
     for values in ("mul1", "1mad", "strata"):
         for bits in (2, 3, 4):
             for tile in TILES if bits == 2 else TILES[1:2]:
@@ -135,12 +169,15 @@ def row_of(name: str, size: int, threads: int, tokens: int, stored: int, spent: 
 def measure(name: str, code: Code, size: int, options: argparse.Namespace) -> Iterator[dict]:
     layer, stored = random_layer(code, size)
     x = torch.randn(options.tokens, size, generator=stream(1, "decode"))
+    weight = torch.randn(size, size, generator=stream(2, "decode"))
     for threads in options.threads:
         torch.set_num_threads(threads)
         numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
         spent = best(lambda: product(code, layer, x), options.seconds)
         slabs = best(lambda: slab_product(code, layer, x), options.seconds)
-        yield {**row_of(name, size, threads, options.tokens, stored, spent), "gain_over_slabs": slabs / spent}
+        dense = best(lambda: x @ weight.T, options.seconds)
+        gains = {"gain_over_slabs": slabs / spent, "gain_over_float32": dense / spent}
+        yield {**row_of(name, size, threads, options.tokens, stored, spent), **gains}
 
 
 def main() -> None:
@@ -156,16 +193,20 @@ def main() -> None:
     torch.set_num_threads(1)
     copied = copy_bandwidth(options.seconds)
     print(f"{platform.machine()}, torch {torch.__version__}; copying: {copied / 1e9:.1f} GB/s on one thread")
-    print(f"{'code':<36}{'size':>6}{'threads':>8}{'bits':>6}{'Gweights/s':>12}{'GB/s':>7}{'of copy':>9}{'x slabs':>9}")
+    print(
+        f"{'code':<38}{'size':>6}{'threads':>8}{'bits':>6}{'Gweights/s':>12}{'GB/s':>7}{'of copy':>9}"
+        f"{'x slabs':>9}{'x f32':>7}"
+    )
     rows = []
 
     def show(row: dict) -> None:
         rows.append(row)
-        rate, gain = row["bytes_per_second"], row.get("gain_over_slabs")
+        rate = row["bytes_per_second"]
+        gains = [f"{row[name]:>{width}.1f}" for name, width in GAINS.items() if name in row]
         print(
-            f"{row['code']:<36}{row['size']:>6}{row['threads']:>8}{row['bits_per_weight']:>6.2f}"
+            f"{row['code']:<38}{row['size']:>6}{row['threads']:>8}{row['bits_per_weight']:>6.2f}"
             f"{row['weights_per_second'] / 1e9:>12.2f}{rate / 1e9:>7.2f}{rate / copied:>9.0%}"
-            f"{'' if gain is None else f'{gain:.1f}':>9}",
+            f"{''.join(gains)}",
             flush=True,
         )
 

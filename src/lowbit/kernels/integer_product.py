@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowbit.kernels.bit_streams import unpack_reference
+from lowbit.kernels.bit_streams import set_stream, unpack_reference
 
 # Columns of a plane in one pass of the inner loop, at most: a few vectors of 16.
 _LONGEST_TRIP = 64
@@ -69,8 +69,9 @@ def decode_rows(grid: PackedGrid, start: int, stop: int) -> Tensor:
     """The same as `decode_reference`, bit for bit, by numba."""
     values = torch.empty(stop - start, grid.columns)
     scale, zero = _side(grid)
-    codes = grid.codes[start:stop].numpy()
-    _decode_kernel(grid.bits)(codes, scale, zero, np.float32(grid.middle), np.uint64(start), values.numpy())
+    codes = grid.codes[start:stop].contiguous().view(-1).numpy()
+    side = scale, zero, np.float32(grid.middle)
+    _decode(codes, side, np.uint64(grid.bits), np.uint64(start), values.numpy())
     return values
 
 
@@ -165,29 +166,17 @@ def _product_kernel(bits: int, trips: int) -> Any:
     return kernel
 
 
-@cache
-def _decode_kernel(bits: int) -> Any:
-    """kernel(codes, scale, zero, middle, first row, values): all rows of `codes`, which start at the first row."""
-    U, top = np.uint64, (1 << bits) - 1
-
-    @numba.njit(parallel=True, cache=True)
-    def kernel(codes, scale, zero, middle, first, values):  # type: ignore[no-untyped-def]
-        groups, columns = U(scale.shape[1]), U(values.shape[1])
-        size, whole = columns // groups, columns // U(8)
-        for r in numba.prange(codes.shape[0]):
-            row, at_row = codes[r], U(r) + first if scale.shape[0] > 1 else U(0)
-            # Eight codes are `bits` whole bytes: one integer, shifted by constants.
-            for block in range(whole):
-                word = U(0)
-                for byte in range(U(bits)):
-                    word |= U(row[block * U(bits) + byte]) << (U(8) * byte)
-                for i in range(U(8)):
-                    values[r, block * U(8) + i] = np.float32(np.int32(word >> (i * U(bits)) & U(top)))
-            for c in range(whole * U(8), columns):
-                values[r, c] = _code(row, bits, c)
-            for g in range(groups):
-                s, z = scale[at_row, g], _zero(zero, middle, bits, at_row * groups + g)
-                for c in range(g * size, (g + U(1)) * size):
-                    values[r, c] = s * (values[r, c] - z)
-
-    return kernel
+@numba.njit(parallel=True, cache=True)
+def _decode(codes, side, bits, first, values):  # type: ignore[no-untyped-def]
+    """All rows of `codes`, the first of which is row `first` of the layer."""
+    scale, zero, middle = side
+    U, columns, groups = np.uint64, values.shape[1], scale.shape[1]
+    size, row_nbytes = U(columns // groups), len(codes) // len(values)
+    for r in numba.prange(len(values)):
+        held, at_row = np.empty((columns + 7) // 8, np.uint64), U(r) + first if len(scale) > 1 else U(0)
+        set_stream(codes, U(r * row_nbytes), bits, held, U(len(held)))
+        row = held.view(np.uint8)
+        for g in range(U(groups)):
+            s, z = scale[at_row, g], _zero(zero, middle, bits, at_row * U(groups) + g)
+            for c in range(g * size, (g + U(1)) * size):
+                values[r, c] = s * (np.float32(row[c]) - z)
