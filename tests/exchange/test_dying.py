@@ -19,19 +19,18 @@ def weights_and_settings(folder):
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("own") / "folder"
-    checkpoint(folder, rtn(bits=4, group_size=32, symmetric=True), None, None, None)
-    return folder
+def deaths(tmp_path_factory):
+    """By job, what it read, where it died and what it finished."""
+    place = tmp_path_factory.mktemp("dying")
+    checkpoint(place / "own", rtn(bits=4, group_size=32, symmetric=True), None, None, None)
+    lowbit.export(place / "own", place / "theirs", "compressed-tensors")
+    jobs = {"gptq": (place / "own", place / "export"), "import": (place / "theirs", place / "import")}
+    return {job: (jobs[job][0], *found) for job, found in dies_everywhere(jobs).items()}
 
 
 @pytest.mark.parametrize("job", ["gptq", "import"])
-def test_a_folder_is_whole_or_no_model(job, own, tmp_path):
-    source = own
-    if job == "import":
-        source = tmp_path / "theirs"
-        lowbit.export(own, source, "compressed-tensors")
-    died, finished = dies_everywhere(source, tmp_path / "out", job)
+def test_a_folder_is_whole_or_no_model(job, deaths, tmp_path):
+    source, died, finished = deaths[job]
     assert len(died) > 8
     whole = weights_and_settings(finished)
     unfinished = [folder for folder in died if not (folder / "config.json").exists()]
