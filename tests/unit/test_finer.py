@@ -192,3 +192,11 @@ def test_a_file_that_names_columns_twice_is_refused():
     tensors = {**layer.tensors(), "finer_column": torch.tensor([70])}
     with pytest.raises(BadRequest, match="finer_column does not name 1 of 64 inputs"):
         code.from_fields(tensors, (32, 64))
+
+
+def test_a_file_whose_blocks_do_not_fit_their_scales_is_refused():
+    code = adaptive(4)
+    side = code.fit(plain(gaussian()))
+    for damaged in (torch.ones(16), torch.zeros(16)):
+        with pytest.raises(BadRequest, match="block_start does not mark 4 blocks"):
+            code.tables.of({**side, "block_start": damaged}, torch.arange(16))

@@ -7,7 +7,7 @@ import torch
 
 from laws.problems import correlated
 from laws.statements import close, solve
-from lowbit.codes import BinaryCoding, BlockScaled, ClusteredLevels, IntegerGrid, Lookup, VectorCodebook
+from lowbit.codes import BinaryCoding, BlockScaled, ClusteredLevels, IntegerGrid, Lookup, SharedLevels, VectorCodebook
 from lowbit.core.errors import BadRequest
 from lowbit.core.problem import LayerProblem
 from lowbit.recipes import make_recipe
@@ -19,6 +19,7 @@ CODES = {
     "vectors": VectorCodebook(2, 3),
     "vectors in groups, two stages": VectorCodebook(2, 2, 2, group_size=16, codebooks="dynamic"),
     "clusters": Lookup(ClusteredLevels(2)),
+    "two tables for all rows": Lookup(SharedLevels(2, 2)),
     "planes in groups": Lookup(BinaryCoding(2, "signs"), 16),
     "vectors with scales of blocks": BlockScaled(VectorCodebook(2, 3), 8),
 }

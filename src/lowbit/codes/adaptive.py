@@ -68,8 +68,12 @@ class AdaptiveBlocks:
         return side
 
     def of(self, side: Side, at: Tensor) -> Tensor:
-        block = side["block_start"].long().cumsum(0)[at] - 1
-        scale = working(side["scale"])[:, block, None]
+        scale, block = working(side["scale"]), side["block_start"].long().cumsum(0)
+        require(
+            int(block[0]) == 1 and int(block[-1]) == scale.shape[1],
+            f"tensor block_start does not mark {scale.shape[1]} blocks, the first at the first column.",
+        )
+        scale = scale[:, block[at] - 1, None]
         return scale * (torch.arange(2**self.bits, dtype=scale.dtype) - self._levels.middle)
 
     @property

@@ -107,7 +107,9 @@ class Scales:
         """The scales [R, G'] of the groups `at`, as they multiply levels."""
         if self.kind == "e8m0":
             exponent = side["scale_exponent"][:, at]
-            powers = torch.ldexp(working(exponent).new_ones(256), torch.arange(256, device=exponent.device) - _EXPONENT_BIAS)
+            powers = torch.ldexp(
+                working(exponent).new_ones(256), torch.arange(256, device=exponent.device) - _EXPONENT_BIAS
+            )
             return powers[exponent.int()]
         small = working(side[self._name("signed_step" in side)])[:, at]
         return small if self.outer == "none" else working(side["scale"]) * small
