@@ -123,3 +123,67 @@ def test_gptq_without_g_idx_has_groups_in_order(exported, tmp_path):
         lowbit.import_(source, tmp_path / out)
     files = [(tmp_path / out / "model.safetensors").read_bytes() for out in ("with", "without")]
     assert files[0] == files[1]
+
+
+def copied(folder, to):
+    to.mkdir()
+    for path in folder.iterdir():
+        (to / path.name).write_bytes(path.read_bytes())
+    return to
+
+
+def refused(folder, out, message):
+    with pytest.raises(BadRequest, match=message):
+        lowbit.import_(folder, out)
+    assert not out.exists()
+
+
+def test_files_of_different_versions_are_refused(exported, tmp_path):
+    """config.json of version 2 beside the settings of version 1: which zero points are meant?"""
+    folder = copied(exported["gptq_v2"], tmp_path / "mixed")
+    settings = json.loads((folder / "quantize_config.json").read_text())
+    (folder / "quantize_config.json").write_text(json.dumps(settings | {"checkpoint_format": "gptq"}))
+    refused(folder, tmp_path / "out", "checkpoint_format 'gptq_v2', quantize_config.json says 'gptq'.*mixed")
+
+
+def cut_short(data):
+    return data[:-100]
+
+
+def header_beyond_the_file(data):
+    return (len(data) + 1).to_bytes(8, "little") + data[8:]
+
+
+def another_shape(data):
+    changed = data.replace(b'"I32","shape":[', b'"I32","shape":[9', 1)
+    return (int.from_bytes(data[:8], "little") + 1).to_bytes(8, "little") + changed[8:]
+
+
+def another_type(data):
+    return data.replace(b'"I32"', b'"I12"', 1)
+
+
+@pytest.mark.parametrize(
+    ("lie", "message"),
+    [
+        (cut_short, "cut short or extended"),
+        (header_beyond_the_file, "claims a header of"),
+        (another_shape, "but lies at"),
+        (another_type, "type 'I12', which lowbit cannot read"),
+    ],
+)
+@pytest.mark.parametrize("format", RECIPES)
+def test_a_lying_header_is_refused(exported, format, lie, message, tmp_path):
+    folder = copied(exported[format], tmp_path / "lying")
+    path = folder / "model.safetensors"
+    path.write_bytes(lie(path.read_bytes()))
+    refused(folder, tmp_path / "out", message)
+
+
+@pytest.mark.parametrize("format", RECIPES)
+def test_nothing_is_imported_over_something(exported, format, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("mine")
+    with pytest.raises(BadRequest, match="not empty"):
+        lowbit.import_(exported[format], tmp_path / "out")
+    assert (tmp_path / "out" / "thesis.tex").read_text() == "mine"

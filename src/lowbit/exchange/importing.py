@@ -5,6 +5,7 @@ not bear out, and stored by lowbit's own writer; what is not quantized is copied
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ def import_folder(folder: Path, out: Path) -> dict[str, Any]:
         format = format_of(settings)
     except BadRequest as error:
         raise BadRequest(f"{folder / CONFIG_NAME}: {error}") from error
+    _check_one_story(folder, settings, format)
     shards = Shards.open(folder)
     layers = _layers(shards, format)
     require(
@@ -69,6 +71,20 @@ def import_folder(folder: Path, out: Path) -> dict[str, Any]:
         "bytes": writer.nbytes,
         "bits_per_weight": bits / weights,
     }
+
+
+def _check_one_story(folder: Path, settings: Mapping[str, Any], format: Format[Any]) -> None:
+    """Raise BadRequest where the format's own file of settings and config.json name different versions or bits."""
+    path = folder / (format.settings_file or CONFIG_NAME)
+    if format.settings_file is None or not path.is_file():
+        return
+    beside = read_json(path)
+    for key in ("quant_method", "checkpoint_format", "bits"):
+        require(
+            key not in settings or key not in beside or settings[key] == beside[key],
+            f"{folder}: {CONFIG_NAME} says {key} {settings.get(key)!r}, {path.name} says {beside.get(key)!r}: files of "
+            "different versions are mixed. Download the folder again.",
+        )
 
 
 def _layers(shards: Shards, format: Format[Any]) -> dict[str, list[str]]:
