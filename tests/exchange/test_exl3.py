@@ -168,7 +168,11 @@ REFUSED = {
     "a state of 12 bits": (exl3(2, L=12), {}, "L=12 bits"),
     "another order": (qtip(2), {}, "not tail-biting fragments"),
     "integers": (optq(4), {}, "IntegerGrid, not tail-biting.*fits gptq, gptq_v2"),
-    "blocks of 64": (make_recipe("exl3", {"transform": "RandomizedHadamard(64)"}), {}, "other coordinates than rotated"),
+    "blocks of 64": (
+        make_recipe("exl3", {"transform": "RandomizedHadamard(64)"}),
+        {},
+        "other coordinates than rotated",
+    ),
     "something beside": (make_recipe("exl3", {"side_car": "LowRank(2)"}), {}, "beside its codes"),
     "inputs that no block divides": (exl3(2), {"intermediate_size": 192}, "192 outputs or 128 inputs"),
 }
