@@ -47,9 +47,12 @@ METHODS = (
     "db_llm",
     "pb_llm",
     "dgq",
+    "finequant",
     "slim_llm",
 )
-GROUPED = ("normal_float", "ternary", "lcq", "gptvq", "db_llm", "pb_llm", "dgq", "slim_llm")
+# Its levels alone, by diag(H): sensitivities of single weights are unknown behind a rotation.
+SETTINGS = {"squeezellm": {"outliers": 0, "sensitive": 0, "importance": "diagonal"}}
+GROUPED = ("normal_float", "ternary", "lcq", "gptvq", "db_llm", "pb_llm", "dgq", "finequant", "slim_llm")
 ROUNDINGS = {
     "nearest": {"rounder": "Nearest"},
     "ldlq": {"statistic": "SecondMoment", "rounder": "Ldlq"},
@@ -67,7 +70,7 @@ OWN = "own"
 
 def candidates(method: str, pairs: list[str], group_size: int) -> dict[str, Recipe]:
     """The recipe itself and the pairs that differ from it, by label."""
-    settings = {"group_size": group_size} if method in GROUPED else {}
+    settings = SETTINGS.get(method, {}) | ({"group_size": group_size} if method in GROUPED else {})
     own = make_recipe(method, settings)
     found = {OWN: own}
     for label in pairs:
