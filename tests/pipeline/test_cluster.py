@@ -103,6 +103,13 @@ def test_without_ray_the_request_is_refused(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "no.such.machine.invalid:6379", "nonsense"])
+def test_an_address_where_nobody_answers(address):
+    cluster = pytest.importorskip("lowbit.pipeline.cluster", reason="Ray is not installed: pip install lowbit[ray]")
+    with pytest.raises(BadRequest, match=f"--cluster {address}: no Ray cluster answers"), cluster.connected(address):
+        pass
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.float8_e4m3fn])
 def test_a_view_is_sent_without_what_it_is_a_view_of(dtype):
     cluster = pytest.importorskip("lowbit.pipeline.cluster", reason="Ray is not installed: pip install lowbit[ray]")

@@ -12,6 +12,7 @@ Bytes moved: arguments of `share` once to every machine that needs them; results
 
 import logging
 import os
+import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,6 +35,8 @@ from lowbit.version import VERSION
 _REPEATS = 5
 """Of a call whose worker dies, before the run gives up."""
 
+_PATIENCE = 10
+"""Seconds for the cluster's head to answer."""
 _PROGRAM = 600_000_000
 """Bytes of a worker with everything imported that has done nothing yet."""
 
@@ -58,8 +61,9 @@ def connected(address: str) -> Iterator["RayCluster"]:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
+        _knock(address)
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise BadRequest(
             f"--cluster {address}: no Ray cluster answers there ({error}). Start one with `ray start --head`."
         ) from error
@@ -112,6 +116,13 @@ class RayCluster:
                 yield _result(under_way.popleft(), function.__name__)
         while under_way:
             yield _result(under_way.popleft(), function.__name__)
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nobody listens at HOST:PORT, for which Ray would wait many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), _PATIENCE).close()
 
 
 def _result(promise: Any, what: str) -> Any:
