@@ -22,6 +22,7 @@ from lowbit.core.fields import bits_per_weight
 from lowbit.core.layer import QuantizedLayer
 from lowbit.core.recipe import to_dict
 from lowbit.exchange.gguf_blocks import BLOCK_TYPES
+from lowbit.exchange.gguf_header import check_lengths
 from lowbit.exchange.gguf_names import ARCHITECTURES, parameter_name, row_order
 from lowbit.exchange.tokens import read_tokenizer
 from lowbit.formats.checkpoint import quantization_config, stored_tensors
@@ -101,11 +102,15 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings by name, and tensors of the package's kind by transformers' name."""
     gguf = package()
     try:
+        check_lengths(path)
+    except BadRequest as error:
+        raise BadRequest(f"{path}: {error} Download or copy it again.") from error
+    try:
         reader = gguf.GGUFReader(path)
         fields = {name: field.contents() for name, field in reader.fields.items()}
         tensors = {tensor.name: tensor for tensor in reader.tensors}
     except (ValueError, KeyError, IndexError, TypeError, OverflowError, OSError) as error:
-        raise BadRequest(f"{path} is damaged or no GGUF file: {error}. Download or copy it again.") from error
+        raise BadRequest(f"{path} is damaged: {error}. Download or copy it again.") from error
     try:
         return fields, {parameter_name(name): tensor for name, tensor in tensors.items()}
     except BadRequest as error:
