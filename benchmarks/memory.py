@@ -4,7 +4,8 @@
 
 Writes a random model of the shape (tools/make_synthetic.py; `--blocks` bounds disk and time, a block more needs no
 more memory), forecasts, quantizes it in a process of its own, prints JSON and removes everything. The yardstick of
-memory is 1.5 times the largest block in float32, its Hessians in float64 and the hidden states together.
+memory is 1.5 times the largest block in float32, its Hessians in float64 and what of the activation budget is used,
+beside the program: interpreter, libraries and compiled kernels, as resident after quantizing a tiny model.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import psutil
 import lowbit
 from lowbit import api
 from lowbit.cli.requests import parse_settings, recipe_of
+from lowbit.pipeline.forecast import activation_memory, input_widths
 
 TOOL = Path(__file__).resolve().parents[1] / "tools" / "make_synthetic.py"
 
@@ -53,29 +55,34 @@ def _reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def quantized(model: Path, out: Path, recipe: str, settings: list[str], samples: int, length: int) -> dict:
+def quantized(model: Path, tiny: Path, out: Path, recipe: str, settings: list[str], samples: int, length: int) -> dict:
     """Forecast and run, in this process."""
     chosen, calibration = (
         recipe_of(recipe, parse_settings(settings)),
         lowbit.Calibration(samples=samples, length=length),
     )
     plan = api.plan(model, chosen, calibration=calibration)
-    program, forecast = psutil.Process().memory_info().rss, {"memory": plan.memory, "seconds": plan.seconds}
+    forecast = {"memory": plan.memory, "seconds": plan.seconds}
+    lowbit.quantize(tiny, out.with_name("tiny-out"), chosen, calibration=lowbit.Calibration(samples=2, length=64))
+    program = psutil.Process().memory_info().rss
     started, peaks = time.perf_counter(), StagePeaks()
     record = lowbit.quantize(model, out, chosen, calibration=calibration, progress=peaks)
     seconds = time.perf_counter() - started
     peaks.note()
     work = plan.workload
     block = max(work.blocks, key=lambda block: block.weights)
-    reading = [layer for layer in block.layers if layer.recipe.statistic.reads]
-    hessians = 8 * sum(k * k for _, k in {(layer.parent, layer.shape[1]) for layer in reading})
-    streams = 2 if "float_inputs" in work.reads else 1
-    allowance = 4 * block.weights + hessians + streams * min(work.budget, 4 * work.tokens * work.width)
+    parts = {
+        "block": 4 * block.weights,
+        "hessians": 8 * sum(k * k for k in input_widths(block)),
+        "activations": activation_memory(work),
+    }
+    allowance = sum(parts.values())
     peak = max(peaks.peaks.values())
     return {
         "peak": peak,
         "program": program,
         "allowance": allowance,
+        "of which": parts,
         "peak over allowance": peak / allowance,
         "without the program": (peak - program) / allowance,
         "memory forecast over truth": forecast["memory"] / peak,
@@ -103,7 +110,9 @@ def main() -> None:
         model, out = Path(folder) / "model", Path(folder) / "out"
         command = [sys.executable, TOOL, model, "--shape", options.shape, "--blocks", str(options.blocks)]
         subprocess.run(command, check=True)
-        settings = (model, out, options.recipe, options.set, options.samples, options.sequence_length)
+        tiny = Path(folder) / "tiny"
+        subprocess.run([sys.executable, TOOL, tiny, "--shape", "tiny"], check=True)
+        settings = (model, tiny, out, options.recipe, options.set, options.samples, options.sequence_length)
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             print(json.dumps(vars(options) | pool.apply(quantized, settings), indent=1))
 

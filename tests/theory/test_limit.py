@@ -17,7 +17,7 @@ from lowbit.core.problem import LayerProblem
 from lowbit.core.random import stream
 from lowbit.core.recipe import Recipe
 from lowbit.rounding import Ldlq, Nearest
-from lowbit.statistics import SecondMoment
+from lowbit.statistics import FisherDiagonal, SecondMoment
 from lowbit.transforms import NoTransform
 
 
@@ -28,7 +28,7 @@ def gaussian(n, k, seed, spread=0.0):
     weight = torch.randn(n, k, generator=generator, dtype=torch.float64) * sizes
     basis = torch.linalg.qr(torch.randn(k, k, generator=generator, dtype=torch.float64))[0]
     values = torch.exp(spread * torch.linspace(-1, 1, k, dtype=torch.float64))
-    return LayerProblem(weight, basis * values @ basis.T)
+    return LayerProblem(weight, basis * values @ basis.T, sensitivity=torch.ones_like(weight))
 
 
 def poured(variances, bits, portion=2**-9):
@@ -147,7 +147,8 @@ def test_scale_of_the_loss_is_that_of_the_limit():
 def test_nothing_gets_below_it_in_expectation(name):
     """Rounders and codes on Gaussian weights, at all the bits they store, side information too."""
     rounder, code = FEWER_PAIRS[name]
-    recipe = Recipe(name, SecondMoment(), NoTransform(), code, rounder)
+    statistic = FisherDiagonal() if "sensitivity" in name else SecondMoment()
+    recipe = Recipe(name, statistic, NoTransform(), code, rounder)
     loss = limit = 0.0
     for seed in range(3):
         stats = quantize_layer(gaussian(6, 24, seed, spread=1.5), recipe, stream(seed, name)).stats

@@ -40,6 +40,7 @@ from lowbit.core.errors import require
 from lowbit.core.linalg import cholesky, one_thread
 from lowbit.core.problem import LayerProblem
 from lowbit.core.recall import Recall
+from lowbit.core.symmetric import bands
 
 _MOST_EIGENVALUES = 1024
 _RIDGE = 1e-9
@@ -89,7 +90,9 @@ def pivots(matrix: Tensor) -> Components:
     order = torch.argsort(matrix.diagonal(), descending=True, stable=True)
     ridge = _RIDGE * float(matrix.diagonal().mean())
     while ridge > 0:
-        ordered = matrix[order[:, None], order].double()
+        ordered = torch.empty(matrix.shape, dtype=torch.float64)
+        for band in bands(len(matrix)):  # indexing both axes at once would take a third matrix
+            ordered[band] = matrix[order[band]][:, order]
         ordered.diagonal().add_(ridge)
         lower = cholesky(ordered)
         if lower is not None:

@@ -56,8 +56,8 @@ def quadratic_form(x: Tensor, matrix: Tensor) -> float:
     for band in bands(len(matrix)):
         own = x[:, band].double()
         pulled = own @ matrix[band, band].double()
-        if band.stop < len(matrix):
-            pulled += 2 * (x[:, band.stop :].double() @ matrix[band.stop :, band].double())
+        for other in bands(band.start):
+            pulled += 2 * (x[:, other].double() @ matrix[other, band].double())
         total += float((pulled * own).sum())
     return total
 

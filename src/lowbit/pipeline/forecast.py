@@ -1,6 +1,6 @@
 """What a run will take, from shapes alone: memory at its peak and time.
 
-    memory = program + max(embedding, hidden states + the largest block + max(its statistics, solving, running it))
+    memory = program + activations + the largest block + max(its statistics and running it, solving)
     time   = files + sum over layers of  tokens (passes N K + K^2) / products  +  dense(N, K)  +  N K * cost of a weight
 
 Everything but the last term is the same for every recipe and counted in multiply-adds. What a weight costs depends
@@ -8,6 +8,7 @@ on the recipe's parts, which nothing here can name: a small layer of random weig
 outputs until that takes a moment, and timed (a trellis costs a thousand times what an integer does).
 """
 
+import functools
 import math
 import time
 from collections.abc import Iterable
@@ -21,22 +22,31 @@ from lowbit.core.layer import quantize_layer
 from lowbit.core.parts import GRADIENTS, Observable
 from lowbit.core.problem import LayerProblem
 from lowbit.core.recipe import Recipe
-from lowbit.pipeline.activations import ATTENTION_PAIRS, batches
+from lowbit.pipeline.activations import ATTENTION_PAIRS, batches, parts
 from lowbit.pipeline.attention import ATTENTION
 from lowbit.pipeline.machine import product_speed
 from lowbit.pipeline.observe import LOOKS_AT_ORIGINAL
 
-# Compiled kernels, tokenizer and text, what the allocator keeps: read off runs (docs/LOG.md).
-_PROGRAM_GROWTH = 400_000_000
+# Compiled kernels, tokenizer and text: read off runs (docs/LOG.md).
+_PROGRAM_GROWTH = 60_000_000
 # What storage gives at least; files are read for their digest, to solve and to copy.
 _FILE_BYTES_PER_SECOND = 500_000_000
 _PASSES_OVER_FILES = 3
 # Scores, masked and not, probabilities, and room to reduce them.
 _ATTENTION_COPIES = 4
-# Of [K, K] in float64, at once: the state, H, what its factor grows in, the factor and one of whoever uses it.
-_HESSIAN_COPIES = 5
-# Products with vectors take so many times as long as products of matrices.
-_VECTOR_PENALTY = 4
+# What an MLP makes of a batch, of its widest kind, at once.
+_BATCH_COPIES = 3
+# Of [K, K] in float64 while a layer is solved: H and its factor; two more where a transform makes another H.
+_HESSIAN_COPIES = 2
+_TRANSFORM_COPIES = 2
+# Of [N, K] in float32, or their worth.
+_WEIGHT_COPIES = 4
+# How often a batch passes a block's weights: stage by stage, or as a whole.
+_STAGED_PASSES, _WHOLE_PASSES = 1.6, 2.0
+_ATTENTION_PASSES = 2
+# Eigenvalues are products with vectors for one half, and those take so many times as long as products of matrices.
+_VECTOR_PENALTY = 2
+_MOST_EIGENVALUES = 1024
 # A trial takes at least this long in seconds, or has all the layer's outputs.
 _LONG_ENOUGH = 0.2
 _TRIAL_INPUTS, _TRIAL_OUTPUTS = 256, 128
@@ -94,10 +104,30 @@ class Workload:
 
 def peak_memory(work: Workload) -> int:
     """Bytes resident at the peak of a run, this process's present ones included."""
-    hidden = min(4 * work.tokens * work.width, work.budget) * (2 if "float_inputs" in work.reads else 1)
     largest = max(_block_memory(work, block) for block in work.blocks)
     program = int(psutil.Process().memory_info().rss) + _PROGRAM_GROWTH
-    return program + hidden + _gradient_memory(work) + max(4 * work.outside, largest)
+    return program + activation_memory(work) + _gradient_memory(work) + largest
+
+
+def activation_memory(work: Workload) -> int:
+    """Bytes of hidden states, and of what layers read that is kept beside them, in memory: within the budget."""
+    held = 0
+    for width in (work.width, *_kept_widths(work)) * (2 if "float_inputs" in work.reads else 1):
+        needed = 4 * work.tokens * width
+        held += needed if held + needed <= work.budget else 0
+    return held
+
+
+def _kept_widths(work: Workload) -> list[int]:
+    """Inputs of the layers that end a block's parts, where they are kept: stage by stage (see `pipeline.replay`)."""
+    block = max(work.blocks, key=lambda block: block.weights)
+    if not _is_staged(block) or not work.tokens:
+        return []
+    ends: dict[str, int] = {}
+    for layer in block.layers:
+        if layer.shape[0] == work.width and ".experts." not in layer.parent:
+            ends[layer.parent] = max(layer.shape[1], ends.get(layer.parent, 0))
+    return sorted(ends.values())
 
 
 def run_seconds(work: Workload) -> float:
@@ -128,12 +158,15 @@ def seconds_per_weight(recipe: Recipe, shape: tuple[int, int]) -> float:
 
 
 def _trial(recipe: Recipe, shape: tuple[int, int]) -> float:
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(shape, generator=generator)
-    problem = LayerProblem(weight, torch.eye(shape[1], dtype=torch.float64), sensitivity=torch.ones_like(weight))
+    problem = _random_problem(shape)
     started = time.perf_counter()
-    quantize_layer(problem, recipe, generator)
+    quantize_layer(problem, recipe, torch.Generator().manual_seed(0))
     return time.perf_counter() - started
+
+
+def _random_problem(shape: tuple[int, int]) -> LayerProblem:
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return LayerProblem(weight, torch.eye(shape[1], dtype=torch.float64), sensitivity=torch.ones_like(weight))
 
 
 def _trial_inputs(recipe: Recipe, shape: tuple[int, int]) -> int:
@@ -159,26 +192,32 @@ def _fits(recipe: Recipe, shape: tuple[int, int]) -> bool:
 def _block_work(work: Workload, block: BlockWork) -> float:
     """Multiply-adds in float32 of running and watching a block, and of its layers' dense algebra."""
     streams = 2 if "float_inputs" in work.reads else 1
-    widths = _widths(block)
-    stages = len(widths) + 1 if any(layer.recipe.refresh == "input" for layer in block.layers) else 1
-    # A stage runs the block as far as its inputs, so half of it on average; then once to its end.
-    passes = streams * (stages / 2 + 1)
-    moments = streams * sum(width**2 for _, width in widths)
-    return work.tokens * (passes * block.weights + moments) + sum(_dense_work(layer) for layer in block.layers)
+    passes = _STAGED_PASSES if _is_staged(block) else _WHOLE_PASSES
+    attention = _ATTENTION_PASSES * 2 * work.length * work.width
+    moments = sum(width**2 for width in input_widths(block)) * (1 / 2 if streams == 1 else 3 / 2)
+    watching = work.tokens * (streams * (passes * block.weights + attention) + moments)
+    solving = sum(4 * n * k * k for n, k in (layer.shape for layer in block.layers))
+    return watching + sum(map(_hessian_work, input_widths(block))) + solving
 
 
-def _dense_work(layer: LayerWork) -> float:
-    """Of a solve, in units of float32 multiply-adds: feedback N K^2 / 2; twice as dear in float64, two losses N K^2 and
-    a factor K^3 / 3; eigenvalues 4/3 K^3, half of them in products with vectors."""
-    n, k = layer.shape
-    if not layer.recipe.statistic.reads:
-        return 4.0 * n * k * k
-    return 4.5 * n * k * k + 2 / 3 * k**3 + 4 / 3 * (1 + _VECTOR_PENALTY) * k**3
+def _hessian_work(k: int) -> float:
+    """Of what layers with the same K inputs share, in float64, twice as dear: a factor K^3 / 3, and for the limit as
+    much again or the eigenvalues, 4/3 K^3."""
+    limit = 4 / 3 * (1 + _VECTOR_PENALTY) / 2 if k <= _MOST_EIGENVALUES else 1 / 3
+    return 2 * (1 / 3 + limit) * k**3
 
 
-def _widths(block: BlockWork) -> set[tuple[str, int]]:
-    """Inputs by where they are and how wide: about as many as there are different ones."""
-    return {(layer.parent, layer.shape[1]) for layer in block.layers if layer.recipe.statistic.reads}
+def input_widths(block: BlockWork) -> list[int]:
+    """Of each different input that is observed: the first layer of a module reads one, the last another."""
+    widths: dict[str, list[int]] = {}
+    for layer in block.layers:
+        if layer.recipe.statistic.reads:
+            widths.setdefault(layer.parent, []).append(layer.shape[1])
+    return [width for found in widths.values() for width in (found[:1] if len(found) == 1 else (found[0], found[-1]))]
+
+
+def _is_staged(block: BlockWork) -> bool:
+    return any(layer.recipe.refresh == "input" for layer in block.layers)
 
 
 def _block_memory(work: Workload, block: BlockWork) -> int:
@@ -198,26 +237,36 @@ def watch_memory(work: Workload, block: BlockWork) -> int:
     if not block.layers:
         return weights
     batch = next(batches(work.samples, work.length)).stop * work.length if work.tokens else work.length
-    running = 4 * 6 * batch * max(max(layer.shape) for layer in block.layers)
+    running = 4 * _BATCH_COPIES * batch * max(max(layer.shape) for layer in block.layers)
     running += (
         4 * _ATTENTION_COPIES * max(ATTENTION_PAIRS, work.length**2) * work.heads if work.reads & ATTENTION else 0
     )
-    return weights + _state_memory(work, block) + running
+    several = len(list(parts(work.samples, work.length))) > 1  # the sum so far, and that of a part
+    return weights + (2 if several else 1) * _state_memory(work, block) + running
 
 
 def _state_memory(work: Workload, block: BlockWork) -> int:
     """Statistics that are alive together: of one stage, or of the whole block where inputs are not refreshed."""
-    squares = [8 * width**2 for _, width in _widths(block)]
+    squares = [8 * width**2 for width in input_widths(block)]
     if not squares:
         return 0
     kinds = 2 if "float_inputs" in work.reads else 1
-    staged = any(layer.recipe.refresh == "input" for layer in block.layers)
-    return kinds * (max(squares) if staged else sum(squares))
+    return kinds * (max(squares) if _is_staged(block) else sum(squares))
 
 
 def solve_memory(layer: LayerWork) -> int:
     """Bytes that solving a layer takes, its statistic among them."""
-    return _HESSIAN_COPIES * _moment_memory(layer) + 4 * 5 * layer.weights
+    copies = _HESSIAN_COPIES + (_TRANSFORM_COPIES if _makes_another_hessian(layer) else 0)
+    return copies * 8 * layer.shape[1] ** 2 + 4 * _WEIGHT_COPIES * layer.weights
+
+
+@functools.cache
+def _makes_another_hessian(layer: LayerWork) -> bool:
+    """Whether the recipe's transform changes or reorders inputs, tried on a small layer."""
+    inputs = _trial_inputs(layer.recipe, layer.shape)
+    problem = _random_problem((_trial_outputs(layer.recipe, layer.shape[0], inputs), inputs))
+    fitted = layer.recipe.transform.fit(problem, torch.Generator().manual_seed(0))
+    return fitted.order is not None or fitted.forward(problem).hessian is not problem.hessian
 
 
 def _moment_memory(layer: LayerWork) -> int:
