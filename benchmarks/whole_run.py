@@ -3,8 +3,8 @@
     python benchmarks/whole_run.py --recipe optq --recipe trellis
 
 Each recipe is run once to compile and once to measure, in this process, with the functions that begin the stages
-timed; time is counted where it is spent and not again around it. The solve is all of `quantize_layer` but the figures
-that it reports. Prints JSON.
+timed; time is counted where it is spent and not again around it, in seconds of the processor, so that other jobs on
+the machine do not count. The solve is all of `quantize_layer` but the figures that it reports. Prints JSON.
 """
 
 import argparse
@@ -28,18 +28,20 @@ STAGES = {
         "lowbit.pipeline.source.SourceModel.open",
         "lowbit.pipeline.source.SourceModel.digest",
         "lowbit.pipeline.source.SourceModel.load",
-        "lowbit.pipeline.source.SourceModel.load_outside_blocks",
+        "lowbit.pipeline.source.SourceModel._load_children",
+        "lowbit.pipeline.source.SourceModel._rows",
     ],
     "calibration text": ["lowbit.pipeline.quantize._windows"],
     "capture": [
         "lowbit.pipeline.drive._embed",
         "lowbit.pipeline.drive.find_stages",
-        "lowbit.pipeline.observe.Streams.observe",
-        "lowbit.pipeline.observe.Streams.advance",
+        "lowbit.pipeline.drive.find_tails",
+        "lowbit.pipeline.observe.Watched.observe",
+        "lowbit.pipeline.drive.advance",
     ],
-    "statistics": ["lowbit.pipeline.drive.gather", "lowbit.pipeline.drive._problem"],
-    "solve": ["lowbit.pipeline.drive.quantize_layer"],
-    "figures of layers": ["lowbit.core.layer._stats"],
+    "statistics": ["lowbit.pipeline.drive.gather", "lowbit.pipeline.drive.merge"],
+    "solve": ["lowbit.pipeline.solve.quantize_layer"],
+    "figures of layers": ["lowbit.core.layer._stats", "lowbit.core.layer.loss_limit"],
     "write": ["lowbit.pipeline.drive.write_tensors_atomically", "lowbit.pipeline.journal.Journal.record"],
     "read back": ["lowbit.pipeline.drive._finished", "lowbit.pipeline.drive._read_layer"],
     "assemble": ["lowbit.pipeline.quantize.assemble"],
@@ -54,7 +56,7 @@ class Stages:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self._open = ["else"]
-        self._since = time.perf_counter()
+        self._since = time.process_time()
 
     @contextmanager
     def inside(self, stage: str) -> Iterator[None]:
@@ -67,7 +69,7 @@ class Stages:
             self._open.pop()
 
     def settle(self) -> None:
-        now = time.perf_counter()
+        now = time.process_time()
         self.seconds[self._open[-1]] += now - self._since
         self._since = now
 
