@@ -32,6 +32,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "optq row": ("optq", GROUPS),
     "optq g128": ("optq", GROUPS | {"group_size": 128}),
     "qtip hyb": ("qtip", {"values": "hyb"}),
+    "gptvq": ("gptvq", {"group_size": 64}),
+    "vptq": ("vptq", {}),
+    "vptq of pairs, 6": ("vptq", {"dimension": 2, "bits": 6}),
+    "vptq of pairs, 8": ("vptq", {"dimension": 2, "bits": 8}),
     "trellis, second moment": ("trellis", {"statistic": "SecondMoment"}),
     "trellis, one scale": ("trellis", {"scales": "tensor"}),
     **{
@@ -47,12 +51,15 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         }.items()
     },
 }
-CONTENDERS = VARIANTS | {name: (name, {}) for name in CATALOGUE if name not in ("rtn", "optq")}
+ALONE = ("rtn", "optq", "gptvq", "vptq")
+"""Recipes that are there as variants only; the bits of a VPTQ are those of a vector."""
+CONTENDERS = VARIANTS | {name: (name, {}) for name in CATALOGUE if name not in ALONE}
 
 
 def has_bits(label: str) -> bool:
     """Whether a contender comes in several widths; the others are measured once, as they are."""
-    return "bits" in inspect.signature(CATALOGUE[CONTENDERS[label][0]]).parameters
+    name, _ = CONTENDERS[label]
+    return name != "vptq" and "bits" in inspect.signature(CATALOGUE[name]).parameters
 
 
 def recipe_at(label: str, bits: int) -> Recipe:
@@ -144,7 +151,7 @@ def measured(rows: Rows, model: Path, texts: tuple[str, str], options: argparse.
                 try:
                     row |= measure(model, recipe_at(label, bits), texts, options.samples, options.windows)
                 except BadRequest as error:
-                    row |= {"left_out": str(error).splitlines()[-1].strip()}
+                    row |= {"left_out": str(error).splitlines()[0].strip()}
                 rows.add(row)
             show(row)
 
