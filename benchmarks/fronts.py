@@ -3,12 +3,15 @@
     python benchmarks/fronts.py ROWS.json [ROWS.json ...] [--plot F] [--columns 2]
 
 A panel for each model: every measured recipe, coloured by its family, and the front, the recipes that nothing beats in
-both bits and KL. The table says which recipe has the lowest KL within so many bits per weight, everything counted.
+both bits and KL. Tables say which recipe has the lowest KL within so many bits per weight, everything counted, and
+which of each family has.
 """
 
 import argparse
+import itertools
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from lowbit.recipes import CATALOGUE
 from quality import CONTENDERS, front
 
-RATES = (1.75, 2.0, 2.25, 2.5, 2.75, 3.0, 3.25, 3.5, 4.0, 4.25, 4.5, 5.0, 6.5)
+RATES = (1.75, 2.25, 2.75, 3.25, 3.75, 4.25, 5.0, 6.5)
+BANDS = (1.0, 2.5, 3.5, 4.5)
 FAMILIES = {
     "scalar": ("integers", "#3b82c4", "o"),
     "rounded": ("integers", "#3b82c4", "o"),
@@ -30,6 +34,7 @@ FAMILIES = {
     "nonuniform": ("learned tables and vectors", "#c2528b", "^"),
     "binary": ("binary planes", "#b58b1b", "v"),
     "granular": ("finer or mixed groups", "#5f8f98", "P"),
+    "native": ("finer or mixed groups", "#5f8f98", "P"),
     "incoherent": ("rotated: lattices and trellises", "#8a6fd1", "X"),
 }
 OTHER = ("others", "#777777", ".")
@@ -54,6 +59,7 @@ def draw(axes: Axes, rows: list[dict[str, Any]]) -> None:
     for row in best:
         point = row["bits_per_weight"], row["kl"]
         axes.annotate(row["recipe"], point, (-4, -5), textcoords="offset points", ha="right", va="top", fontsize=8)
+    axes.margins(x=0.14, y=0.08)
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -75,21 +81,29 @@ def plot(models: dict[str, list[dict[str, Any]]], path: Path, columns: int) -> N
         figure.supxlabel("bits per weight, everything stored included", fontsize=10)
         figure.supylabel("KL to the original, nats per token", fontsize=10)
         names = {text: mark for axes in panels for mark, text in zip(*axes.get_legend_handles_labels(), strict=True)}
-        figure.legend(names.values(), names.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+        figure.legend(names.values(), names.keys(), loc="outside upper center", ncols=4, frameon=False, fontsize=9)
         figure.savefig(path, dpi=130, facecolor="white", metadata={"Software": None})
 
 
-def table(models: dict[str, list[dict[str, Any]]]) -> str:
-    """Markdown: the recipe of lowest KL within each rate, for each model."""
-    lines = ["| within | " + " | ".join(map(title, models)) + " |", "| --- " * (len(models) + 1) + "|"]
-    for rate in RATES:
-        cells = []
-        for rows in models.values():
-            within = [row for row in rows if row["bits_per_weight"] <= rate]
-            best = min(within, key=lambda row: row["kl"], default=None)
-            cells.append(f"{best['recipe']} {best['kl']:.3g} ({best['bits_per_weight']:.2f})" if best else "")
-        lines.append(f"| {rate:g} bits | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+Wanted = Callable[[dict[str, Any]], bool]
+
+
+def table(models: dict[str, list[dict[str, Any]]], lines: dict[str, Wanted]) -> str:
+    """Markdown: for each line the recipe of lowest KL among the rows that it wants, model by model."""
+    text = ["|  | " + " | ".join(map(title, models)) + " |", "| --- " * (len(models) + 1) + "|"]
+    for name, wanted in lines.items():
+        best = [min(filter(wanted, rows), key=lambda row: row["kl"], default=None) for rows in models.values()]
+        cells = [f"{row['recipe']} {row['kl']:.3g} ({row['bits_per_weight']:.2f})" if row else "" for row in best]
+        text.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(text)
+
+
+def within(rate: float) -> Wanted:
+    return lambda row: row["bits_per_weight"] <= rate
+
+
+def of_family(name: str, low: float, high: float) -> Wanted:
+    return lambda row: family(row["recipe"])[0] == name and low < row["bits_per_weight"] <= high
 
 
 def main() -> None:
@@ -103,7 +117,10 @@ def main() -> None:
         for row in json.loads(path.read_text()):
             if row.get("kl", 0) > 0:
                 models.setdefault(row["model"], []).append(row)
-    print(table(models))
+    print("\n" + table(models, {f"within {rate:g} bits": within(rate) for rate in RATES}))
+    for low, high in itertools.pairwise(BANDS):
+        names = dict.fromkeys(name for name, _, _ in FAMILIES.values())
+        print(f"\n{low} to {high} bits\n\n" + table(models, {name: of_family(name, low, high) for name in names}))
     if options.plot:
         plot(models, options.plot, options.columns)
 
