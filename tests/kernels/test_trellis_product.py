@@ -4,11 +4,12 @@ import numba
 import pytest
 import torch
 
-from lowbit.codes.trellis_values import HASHES, value_table
+from lowbit.codes.trellis import fragment
+from lowbit.codes.trellis_values import value_table
 from lowbit.kernels import processor
-from lowbit.kernels.trellis_lanes import DOT_SUM, PORTABLE_SUM, TABLE
+from lowbit.kernels.state_values import FROM_TABLE
+from lowbit.kernels.trellis_lanes import DOT_SUM, HALF_SUM, PORTABLE_SUM, TABLE
 from lowbit.kernels.trellis_product import (
-    ByteSum,
     PackedTrellis,
     decode_reference,
     decode_rows,
@@ -16,6 +17,7 @@ from lowbit.kernels.trellis_product import (
     product,
     product_reference,
 )
+from lowbit.runtime.trellis import COMPUTED
 
 # N, K, tile, b, L, values, V. A kernel is compiled for each row, so there are no more than differ in kind.
 CASES = {
@@ -25,6 +27,10 @@ CASES = {
     "low tiles, idle lanes and steps": (100, 34, (58, 2), 2, 12, "gaussian", 1),
     "words that are no bytes": (24, 16, (8, 8), 5, 10, "gaussian", 1),
     "sequences shorter than a word, two weights a step": (10, 12, (4, 3), 3, 6, "gaussian", 2),
+    "fragments, 2 bits": (32, 48, (16, 16), 2, 16, "exl3-mul1", 1),
+    "fragments, mcg": (16, 32, (16, 16), 3, 16, "exl3-mcg", 1),
+    "fragments, words that are no bytes": (16, 32, (16, 16), 5, 16, "exl3-3inst", 1),
+    "fragments, halves of bits": (32, 16, (16, 16), 3, 9, "gaussian", 2),
 }
 
 
@@ -37,13 +43,15 @@ def packed(case, closed=True, row_scales=True):
     codes[..., -1] >>= -stream_bits % 8
     scale = (torch.rand(n if row_scales else 1, generator=generator) + 0.5).half()
     table = value_table(values, length, dimension, bits)
-    byte_sum = ByteSum(*HASHES[values]) if values in ("mul1", "1mad") else None
-    return PackedTrellis(codes, scale, n, tile, bits, closed, table, byte_sum)
+    order = tuple(fragment().tolist()) if "fragments" in case else None
+    return PackedTrellis(codes, scale, n, tile, bits, closed, table, COMPUTED.get(values, FROM_TABLE), order)
 
 
 def kinds(layer):
+    if layer.computed.kind == "half sum":
+        return [HALF_SUM, TABLE]
     sums = [PORTABLE_SUM, *([DOT_SUM] if has_dot_product() else [])]
-    return sums if layer.byte_sum else [TABLE]
+    return sums if layer.computed.kind == "byte sum" else [TABLE]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -75,7 +83,7 @@ def test_tasks_and_runs_of_tiles_add_up(monkeypatch):
     """More tiles in a row than are spread at a time, and than one task has."""
     layer = packed("strips, 2 bits")
     wide = PackedTrellis(
-        layer.codes[:1].repeat(1, 30, 1), layer.scale[:256], 256, layer.tile, 2, True, layer.values, layer.byte_sum
+        layer.codes[:1].repeat(1, 30, 1), layer.scale[:256], 256, layer.tile, 2, True, layer.values, layer.computed
     )
     x = torch.randn(1, 1200, generator=torch.Generator().manual_seed(0))
     exact = x.double() @ decode_reference(wide, 0, 256).double().T

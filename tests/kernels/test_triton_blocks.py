@@ -37,6 +37,10 @@ def trellis(L: int, k: float, tile: tuple[int, int], values: str, V: int = 1, sc
     return BitshiftTrellis(L, k, V, tile, values, scales)
 
 
+def fragments(k: float, values: str) -> BitshiftTrellis:
+    return BitshiftTrellis(16, k, 1, (16, 16), values, "unit", order="fragment")
+
+
 CASES = {
     "strips": (TailBiting(trellis(16, 2, (256, 1), "mul1")), (300, 40)),
     "narrow tiles": (TailBiting(trellis(14, 2, (128, 2), "strata")), (128, 34)),
@@ -51,6 +55,11 @@ CASES = {
     "7 bits": (TailBiting(trellis(18, 7, (8, 2), "mul1")), (30, 32)),
     "no memory": (TailBiting(trellis(8, 8, (4, 4), "gaussian")), (32, 32)),
     "longest state": (TailBiting(trellis(20, 1, (64, 1), "mul1")), (70, 33)),
+    "fragments of byte sums": (TailBiting(fragments(2, "exl3-mul1")), (48, 32)),
+    "fragments of half sums": (TailBiting(fragments(3, "exl3-mcg")), (32, 48)),
+    "open fragments, 8 bits": (fragments(8, "exl3-3inst"), (32, 32)),
+    "fragments from a table": (TailBiting(fragments(4, "strata")), (16, 32)),
+    "no scale": (TailBiting(trellis(12, 2, (16, 16), "3inst", scales="unit")), (32, 32)),
     "open": (trellis(16, 2, (256, 1), "mul1"), (256, 20)),
     "open, short columns": (trellis(12, 1, (4, 8), "mul1"), (20, 32)),
     **{f"E8P {bits}": (E8P(bits), (70, 72)) for bits in (2, 3, 4)},

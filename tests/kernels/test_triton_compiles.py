@@ -49,6 +49,7 @@ def packed(code):
 strips = TailBiting(BitshiftTrellis(16, 2, 1, (256, 1), "mul1"))
 others = [
     TailBiting(BitshiftTrellis(12, 3, 1, (2, 64), "3inst")), TailBiting(BitshiftTrellis(16, 2, 2, (16, 16), "hyb")),
+    TailBiting(BitshiftTrellis(16, 2, 1, (16, 16), "exl3-mcg", "unit", order="fragment")),
     E8P(3), E8P(4), IntegerGrid(4, 128), IntegerGrid(3, symmetric=True), Lookup(LowRankLevels(2, 2), 64),
     Lookup(DualGrained(4), 128), LaidOut(Lookup(ScaledLevels("e3m2")), Planes(4, 2)),
     LaidOut(Lookup(ScaledLevels("ternary"), 128), Digits(3)), BlockScaled(VectorCodebook(4, 6, 5), 64),

@@ -315,16 +315,6 @@ def _values(code: BitshiftTrellis, states: Tensor, side: Side) -> Tensor:
     return scale * (values if len(scale) == 1 else values[: len(scale)])
 
 
-def arranged(code: BitshiftTrellis, values: Tensor) -> Tensor:
-    """Values [n, K] of whole tiles decoded as if in the order of columns, in the order they are in."""
-    if code.order == "columns":
-        return values
-    (n, k), (rows, columns) = values.shape, code.tile
-    weights = values.view(n // rows, rows, k // columns, columns).permute(0, 2, 3, 1).flatten(2)
-    tiles = weights[..., fragment().argsort().to(values.device)].view(n // rows, k // columns, columns, rows)
-    return tiles.permute(0, 3, 1, 2).reshape(n, k)
-
-
 @functools.cache
 def fragment() -> Tensor:
     """[256] int64: where the weights of a path lie in a tile of 16 x 16, as 16 x input + output.

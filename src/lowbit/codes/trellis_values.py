@@ -47,10 +47,10 @@ HASHES = {
     "1mad": Hash(34038481, 76625530, 147.800537),
     "mul1": Hash(0x83DCD12D, 0, 147.800537),
     "3inst": Hash(89226354, 64248484, 1.24371),
+    "mcg": Hash(0xCBAC1FED, 0, 1.0),
 }
 """Of the values that kernels compute from the state."""
 
-_MCG = 0xCBAC1FED
 _GRID = 4096
 _PAIRS = 512
 _KMEANS_POINTS, _KMEANS_ROUNDS = 1 << 14, 12
@@ -93,7 +93,7 @@ def _exl3_mul1(length: int, dimension: int, bits: int) -> np.ndarray:
 
 
 def _exl3_mcg(length: int, dimension: int, bits: int) -> np.ndarray:
-    return _halves(_states(length) * np.uint64(_MCG)).astype(np.float64).sum(1)
+    return _halves(_hash_of("mcg", length)).astype(np.float64).sum(1)
 
 
 def _exl3_three_inst(length: int, dimension: int, bits: int) -> np.ndarray:

@@ -5,7 +5,8 @@ A *word* holds the codes of S steps of b bits, S b <= 32, the first step in the 
     state of step i = L low bits of (before : word) shifted right by S b - (i + 1) b
 
 is one funnel shift and one mask, by constants. Lanes are 16 words, so each step of all of them takes two instructions;
-what a state stands for is a sum of bytes (multiply, and sum by a dot product with ones) or a gather from a table.
+what a state stands for is a sum of bytes (multiply, and sum by a dot product with ones), a sum of two halves (multiply,
+and move their bits to where float32 has them) or a gather from a table.
 
 Written out because LLVM's own vectoriser finds neither the funnel shift nor the dot product.
 """
@@ -20,20 +21,25 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 LANES = 16
-PORTABLE_SUM, DOT_SUM, TABLE = range(3)
-"""What makes a value of a state: a sum of bytes, the same by the u8 x s8 dot product (AVX512-VNNI), a table."""
+PORTABLE_SUM, DOT_SUM, TABLE, HALF_SUM = range(4)
+"""What makes a value of a state (see `state_values`): a sum of bytes, the same by the u8 x s8 dot product
+(AVX512-VNNI), a table, a sum of halves."""
 
 _I8, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _WORDS, _FLOATS = ir.VectorType(_I32, LANES), ir.VectorType(_F32, LANES)
 _MEAN_SUM = 510
+# A half's sign, mantissa and two lowest bits of the exponent where float32 has them; and 0x3B60 as float32.
+_HALF_MASK, _HALF_FLIP = 0x81FFE000, 0x3F6C0000
 
 
 @dataclass(frozen=True)
 class Plan:
     """What the loops are compiled for; passed to them as the string `text`, which numba treats as a constant.
 
-    bits, length, dimension: b, L and V. kind: of values. multiplier, increment: of a sum of bytes. tokens: 1 to 4.
+    bits, length, dimension: b, L and V. kind: of values. multiplier, increment: of computed ones. tokens: 1 to 4.
     columns: of a tile that the lanes of a vector lie in, 1, 2, 4, 8 or 16, so many lanes in each.
+    period: 0 where each word lies in one column; or else each step's weights have activations of their own, which
+    repeat every so many lanes: 1, 2, 4, 8 or 16.
     """
 
     bits: int
@@ -44,6 +50,7 @@ class Plan:
     increment: int
     tokens: int
     columns: int
+    period: int = 0
 
     @property
     def steps(self) -> int:
@@ -140,13 +147,22 @@ def _byte_sum(lanes: _Lanes, kind: int, products: Any) -> Any:
     return builder.sub(total, lanes.constant(_MEAN_SUM))
 
 
+def _half_sum(lanes: _Lanes, products: Any) -> Any:
+    """The sums of the two halves of 16 words, see `state_values`; exact, for the exponents are within 4."""
+    builder, halves = lanes.builder, []
+    for raised in (products, builder.shl(products, lanes.constant(16))):
+        moved = builder.and_(builder.ashr(raised, lanes.constant(3)), lanes.constant(_HALF_MASK))
+        halves.append(builder.bitcast(builder.xor(moved, lanes.constant(_HALF_FLIP)), _FLOATS))
+    return builder.fadd(*halves)
+
+
 def _as_bytes(lanes: _Lanes, words: Any) -> Any:
     return lanes.builder.bitcast(words, ir.VectorType(_I8, 4 * LANES))
 
 
 @dataclass(frozen=True)
 class _Values:
-    """What states stand for. table: address of float32 [2^L, V], of no interest to sums of bytes."""
+    """What states stand for. table: address of float32 [2^L, V], of no interest to computed ones."""
 
     lanes: _Lanes
     plan: Plan
@@ -161,6 +177,8 @@ class _Values:
         products = builder.mul(states, lanes.constant(plan.multiplier))
         if plan.increment:
             products = builder.add(products, lanes.constant(plan.increment))
+        if plan.kind == HALF_SUM:
+            return [_half_sum(lanes, products)]
         return [builder.sitofp(_byte_sum(lanes, plan.kind, products), _FLOATS)]
 
     def _gather(self, places: Any, table: Any) -> Any:
@@ -234,11 +252,11 @@ def _stream(lanes: _Lanes, address: Any, size: int) -> Any:
 
 @intrinsic(prefer_literal=True)
 def accumulate(typingctx, plan, words, before, x, table, sums):  # type: ignore[no-untyped-def]
-    """sums[step, v, token, lane] += value of the step's state in words[j, lane] times x[token, j, .], over all j.
+    """sums[step, v, token, lane] += value of the step's state in words[j, lane] times x[token, j, .., .], over all j.
 
     words: uint32 [tiles, 16]; before: the same of the words before, their codes in the lowest bits. x: float32
-    [tokens, tiles, columns]; table: float32 [2^L, V], empty for sums of bytes; sums: float32 [S, V, tokens, 16]. The
-    last axes contiguous, all of sums.
+    [tokens, tiles, 1, columns] or [tokens, tiles, S V, period]; table: float32 [2^L, V]; sums: float32
+    [S, V, tokens, 16]. The last axes contiguous, all of sums.
     """
     made = _plan(plan)
 
@@ -251,10 +269,10 @@ def accumulate(typingctx, plan, words, before, x, table, sums):  # type: ignore[
             totals = _Totals(lanes, made, sums.address, first)
             with cgutils.for_range(builder, words.shape[0]) as loop:
                 word, earlier = (lanes.load(view.at(loop.index), _WORDS) for view in (words, before))
-                factors = [_spread_columns(lanes, made, x.at(t, loop.index)) for t in range(made.tokens)]
+                factors = _Factors(lanes, made, [x.at(t, loop.index) for t in range(made.tokens)], x.strides[2])
                 for step in range(first, first + made.together):
                     for v, value in enumerate(values.of(lanes.state(made, earlier, word, step))):
-                        for t, factor in enumerate(factors):
+                        for t, factor in enumerate(factors.of(step * made.dimension + v)):
                             totals.add((step, v, t), value, factor)
             totals.store()
         return context.get_dummy_value()
@@ -283,10 +301,25 @@ class _Totals:
             self.lanes.store(self.lanes.builder.load(held), address)
 
 
-def _spread_columns(lanes: _Lanes, plan: Plan, address: Any) -> Any:
-    """The numbers of `columns` columns, each on as many lanes."""
-    few = lanes.load(address, ir.VectorType(_F32, plan.columns))
-    return lanes.shuffle(few, few, [lane * plan.columns // LANES for lane in range(LANES)])
+class _Factors:
+    """The activations of a tile's weights on 16 lanes. addresses: for each token; stride: from a step to the next."""
+
+    def __init__(self, lanes: _Lanes, plan: Plan, addresses: list[Any], stride: Any):
+        self.lanes, self.plan, self.addresses, self.stride = lanes, plan, addresses, stride
+        order = [lane * plan.columns // LANES for lane in range(LANES)]
+        self.shared = [] if plan.period else [self._loaded(address, plan.columns, order) for address in addresses]
+
+    def of(self, weight: int) -> list[Any]:
+        """For each token, those of weight `weight` of each lane's word."""
+        if not self.plan.period:
+            return self.shared
+        order = [lane % self.plan.period for lane in range(LANES)]
+        places = [_offset(self.lanes.builder, address, weight, self.stride) for address in self.addresses]
+        return [self._loaded(place, self.plan.period, order) for place in places]
+
+    def _loaded(self, address: Any, count: int, order: list[int]) -> Any:
+        few = self.lanes.load(address, ir.VectorType(_F32, count))
+        return self.lanes.shuffle(few, few, order)
 
 
 @intrinsic(prefer_literal=True)

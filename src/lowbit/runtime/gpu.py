@@ -27,13 +27,14 @@ from lowbit.codes import (
 from lowbit.codes.e8p import GAINS, all_words, points
 from lowbit.codes.groups import side_shape
 from lowbit.codes.layout import Layout
-from lowbit.codes.trellis_values import HASHES
 from lowbit.core.parts import Code
 from lowbit.kernels.integer_product import PackedGrid
+from lowbit.kernels.state_values import FROM_TABLE
 from lowbit.kernels.triton import blocks, e8p, integer, lookup, trellis, vector
 from lowbit.kernels.triton.blocks import Packed
 from lowbit.runtime.lookup import terms_of
 from lowbit.runtime.product import StoredCodes, fields_of_rows
+from lowbit.runtime.trellis import COMPUTED
 
 _CODES = ("codes", "high_codes")
 
@@ -130,23 +131,17 @@ def _streams(layout: Layout, tensors: Mapping[str, Tensor]) -> lookup.Streams | 
 
 
 def _packed_trellis(code: BitshiftTrellis, stored: StoredCodes, closed: bool) -> Packed | None:
-    if code.order != "columns" or code.scales == "unit" or not trellis.is_supported(code.V, code.tile[0]):
+    if not trellis.is_supported(code.V, code.tile[0], code.order):
         return None
     (height, width), (n, k) = code.tile, stored.shape
-    codes, scale = stored.tensors["codes"], stored.tensors["scale"]
-    values = _COMPUTED.get(code.values, trellis.Values("table"))
+    codes = stored.tensors["codes"]
+    scale = stored.tensors["scale"] if code.scales != "unit" else torch.ones(1, device=codes.device)
+    values = COMPUTED.get(code.values, FROM_TABLE)
     plan = trellis.TrellisPlan(
-        values, code.L, code.step_bits, code.V, height, width, -(-n // height), k // width, closed
+        values, code.L, code.step_bits, code.V, height, width, -(-n // height), k // width, closed, code.order
     )
-    table = None if code.values in _COMPUTED else _on(codes.device, code)
+    table = _on(codes.device, code) if values is FROM_TABLE else None
     return trellis.packed_trellis(codes, scale, (n, k), plan, table)
-
-
-_COMPUTED = {
-    "mul1": trellis.Values("byte sum", *HASHES["mul1"]),
-    "1mad": trellis.Values("byte sum", *HASHES["1mad"]),
-    "3inst": trellis.Values("half sum", *HASHES["3inst"]),
-}
 
 
 @cache

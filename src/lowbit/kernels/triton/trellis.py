@@ -6,10 +6,11 @@ S steps and of those before them, reverses their digits once, and every state is
     window = digits of step t + S - 1, ..., t, t - 1, ...,     state of step t + j = (window >> b (S - 1 - j)) mod 2^L
 
 A group of S steps never leaves its column (S divides the steps of a column), so blocks of any tile are rows times
-columns. Where a group has 32 bits and tiles are whole words, it is one aligned load, and neighbouring threads read
-neighbouring words: the stream is read once, in order. Operations a weight at 2 bits and L = 16: three for the reversal,
-two for the state, nine for a sum of bytes, two to convert and scale. A table of 2^16 float32 fills the first-level
-cache of an H100 and spills on smaller GPUs: 2^L is best kept at 2^14 there.
+columns. In the order of a tensor core's fragments (EXL3) S is 1, and each weight takes a window of its own. Where a
+group has 32 bits and tiles are whole words, it is one aligned load, and neighbouring threads read neighbouring words:
+the stream is read once, in order. Operations a weight at 2 bits and L = 16: three for the reversal, two for the state,
+nine for a sum of bytes, two to convert and scale. A table of 2^16 float32 fills the first-level cache of an H100 and
+spills on smaller GPUs: 2^L is best kept at 2^14 there.
 
 Not tried for want of a GPU: summing bytes by the dp4a instruction, which would take one operation for seven.
 """
@@ -22,6 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lowbit.kernels.state_values import StateValues
 from lowbit.kernels.triton.bits import bits_at, digits_reversed
 from lowbit.kernels.triton.blocks import Packed
 
@@ -30,28 +32,15 @@ _WORD = 32
 
 
 @dataclass(frozen=True)
-class Values:
-    """What a state s stands for.
-
-    With h = multiplier s + increment mod 2^32, "byte sum": the sum of the four bytes of h, less 510, over unit.
-    "half sum": the sum of the halves of (h & 0x8FFF8FFF) ^ 0x3B603B60 as float16, over unit. "table": row s of a table.
-    """
-
-    kind: Literal["byte sum", "half sum", "table"]
-    multiplier: int = 0
-    increment: int = 0
-    unit: float = 1.0
-
-
-@dataclass(frozen=True)
 class TrellisPlan:
     """Of a trellis with states of `length` bits, `bits` new ones and `dimension` weights a step.
 
     height, width: of a tile; a column of it takes whole steps. down, across: tiles. closed: the bits before
-    a tile's first step are its last ones, not zeros. aligned: groups are aligned words of 32 bits.
+    a tile's first step are its last ones, not zeros. order: of a tile's weights along the path, down its columns or, in
+    tiles of 16 x 16 and steps of one weight, a tensor core's. aligned: groups are aligned words of 32 bits.
     """
 
-    values: Values
+    values: StateValues
     length: int
     bits: int
     dimension: int
@@ -60,12 +49,13 @@ class TrellisPlan:
     down: int
     across: int
     closed: bool
+    order: Literal["columns", "fragment"] = "columns"
     aligned: bool = False
 
     @property
     def group(self) -> int:
         """S: as many steps as 32 bits hold, a power of two that divides the steps of a column."""
-        steps = self.height // self.dimension
+        steps = self.height // self.dimension if self.order == "columns" else 1
         return min(1 << ((_WORD // self.bits).bit_length() - 1), steps & -steps)
 
     @property
@@ -105,8 +95,10 @@ class TrellisPlan:
         return _COLUMNS
 
 
-def is_supported(dimension: int, height: int) -> bool:
-    """Whether there are kernels for steps of so many weights down columns of tiles of such a height."""
+def is_supported(dimension: int, height: int, order: Literal["columns", "fragment"]) -> bool:
+    """Whether there are kernels for steps of so many weights in tiles of such a height and order."""
+    if order == "fragment":
+        return dimension == 1
     return dimension & (dimension - 1) == 0 and height % dimension == 0
 
 
@@ -143,7 +135,11 @@ def _windows(codes, row, column, plan: tl.constexpr):  # type: ignore[no-untyped
     row = tl.minimum(row, plan.down * plan.height - 1)
     column = tl.minimum(column, plan.across * plan.width - 1)
     tile = row // plan.height * plan.across + column // plan.width
-    step = (column % plan.width * plan.height + row % plan.height) // plan.dimension
+    if plan.order == "columns":
+        step = (column % plan.width * plan.height + row % plan.height) // plan.dimension
+    else:
+        lane = row % 8 * 4 + column // 2 % 4
+        step = lane * 8 + row // 8 % 2 * 4 + column // 8 % 2 * 2 + column % 2
     stream = codes + tile.to(tl.int64) * plan.tile_nbytes
     end: tl.constexpr = plan.steps * plan.bits
     window = bits_at(stream, step * plan.bits, end, plan.group * plan.bits, plan.slack)
@@ -183,6 +179,10 @@ def _values(table, state, plan: tl.constexpr):  # type: ignore[no-untyped-def]
         else:
             word = (word & 0x8FFF8FFF) ^ 0x3B603B60
             low = (word & 0xFFFF).to(tl.uint16).to(tl.float16, bitcast=True)
-            values = (low + (word >> 16).to(tl.uint16).to(tl.float16, bitcast=True)).to(tl.float32)
-        values /= plan.values.unit
+            high = (word >> 16).to(tl.uint16).to(tl.float16, bitcast=True)
+            if plan.values.kind == "half sum":
+                values = low.to(tl.float32) + high.to(tl.float32)
+            else:
+                values = (low + high).to(tl.float32)
+        values = values / plan.values.unit + plan.values.offset
     return values
