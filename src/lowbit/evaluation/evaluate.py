@@ -1,6 +1,6 @@
 """How good is a model, and how far is it from another?"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from lowbit.core.errors import BadRequest, require
 from lowbit.evaluation.records import Divergence, Measures, Size, as_perplexity, logarithms, over_windows, quantiles
-from lowbit.evaluation.size import checkpoint_size
+from lowbit.evaluation.size import checkpoint_size, weight_bytes
 from lowbit.evaluation.tasks import Tasks
 from lowbit.evaluation.tokens import Progress, TokenMeasures, measure_tokens
 from lowbit.exchange import gguf_file, import_folder, import_gguf
@@ -27,21 +27,19 @@ from lowbit.pipeline.text import evaluation_windows, read_texts, token_stream
 class Opened:
     """A model in memory. folder: where it was loaded from; None for one that came loaded.
 
-    file: the GGUF file that it is; its folder is `kept` as long as this record.
+    format: the tool's whose checkpoint it is, one of `exchange.EXPORTS`, with its weight in that format; a GGUF file's
+    folder is `kept` as long as this record.
     """
 
     model: PreTrainedModel
     folder: Path | None
-    file: Path | None = None
+    format: str | None = None
+    weight: Size | None = None
     kept: TemporaryDirectory[str] | None = None
 
     def size(self) -> Size | None:
         """What it takes on disk; None where that is not known."""
-        size = checkpoint_size(self.folder) if self.folder else None
-        if size is None or self.file is None:
-            return size
-        count = self.file.stat().st_size
-        return replace(size, bytes=count, bits_per_parameter=8 * count / size.parameters)
+        return self.weight or (checkpoint_size(self.folder) if self.folder else None)
 
     def tokenizer(self) -> Any:
         place = str(self.folder or self.model.name_or_path)
@@ -117,18 +115,29 @@ def open_model(model: Model) -> Opened:
     file = gguf_file(Path(model).expanduser())
     if file is not None:
         kept = TemporaryDirectory()
-        import_gguf(file, Path(kept.name))
-        return replace(open_model(kept.name), file=file, kept=kept)
+        done = import_gguf(file, Path(kept.name))
+        weight = _weight(Path(kept.name), file.stat().st_size, done)
+        return replace(open_model(kept.name), format=done["format"], weight=weight, kept=kept)
     folder = resolve_folder(str(model))
     quantized = read_config(folder).to_dict().get("quantization_config") or {}
     if quantized.get("quant_method") == QUANT_METHOD:
         return Opened(load(folder, dtype=torch.float32), folder)
     if quantized:
         with TemporaryDirectory() as place:
-            import_folder(folder, Path(place))
-            return Opened(load(place, dtype=torch.float32), folder)
+            done = import_folder(folder, Path(place))
+            weight = _weight(Path(place), weight_bytes(folder), done)
+            return Opened(load(place, dtype=torch.float32), folder, done["format"], weight)
     Shards.open(folder)  # a damaged folder is refused before gigabytes of it are loaded
     return Opened(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), folder)
+
+
+def _weight(imported: Path, count: int, done: Mapping[str, Any]) -> Size | None:
+    """Of a checkpoint of `count` bytes that was read into a folder, `done` being what was said of that."""
+    size = checkpoint_size(imported)
+    if size is None:
+        return None
+    bits = {"bits_per_parameter": 8 * count / size.parameters, "bits_per_weight": done["source_bits_per_weight"]}
+    return replace(size, bytes=count, **bits)
 
 
 def held_out_windows(opened: Opened, source: str, length: int | None) -> Tensor:

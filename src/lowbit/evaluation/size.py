@@ -31,13 +31,18 @@ def checkpoint_size(folder: Path) -> Size | None:
     }
     weights = sum(math.prod(shape) for _, shape in layers.values())
     others = sum(math.prod(entry.shape) for name, entry in shards.entries.items() if name not in fields)
-    size = sum(file.stat().st_size for file in {entry.file for entry in shards.entries.values()})
+    size = weight_bytes(folder)
     return Size(
         bytes=size,
         parameters=weights + others,
         bits_per_parameter=8 * size / (weights + others),
         bits_per_weight=bits_per_weight(fields, (1, weights)) if layers else None,
     )
+
+
+def weight_bytes(folder: Path) -> int:
+    """Of the files that hold a folder's tensors."""
+    return sum(file.stat().st_size for file in {entry.file for entry in Shards.open(folder).entries.values()})
 
 
 def byte_budget(folder: Path) -> list[dict[str, Any]]:

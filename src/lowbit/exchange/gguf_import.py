@@ -6,7 +6,7 @@ of the model that the file says it is before anything is written.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,6 +32,7 @@ from lowbit.formats.legality import CONFIG_NAME
 from lowbit.integrations.transformers import STUB_NAME, remote_code_stub
 from lowbit.version import VERSION
 
+_DENSE = ("F16", "F32", "BF16")
 _TYPES = {kind.name: kind for kind in BLOCK_TYPES}
 _CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
@@ -59,7 +60,8 @@ def gguf_file(place: Path) -> Path | None:
 def import_gguf(path: Path, out: Path) -> dict[str, Any]:
     """Write the model of the GGUF file `path` to `out` as a lowbit checkpoint, or a plain one if no layer has codes.
 
-    Returns format, layers (how many), bytes of all tensors, bits_per_weight of the linear layers. Raises BadRequest,
+    Returns format, layers (how many), bytes of all tensors, bits_per_weight of the linear layers and
+    source_bits_per_weight, what the file stores for those that it quantizes (None without any). Raises BadRequest,
     leaving nothing behind, where the file is not what it claims to be, the architecture or the tokenizer is not one
     that lowbit reads, or `out` is not empty.
     """
@@ -95,7 +97,14 @@ def import_gguf(path: Path, out: Path) -> dict[str, Any]:
         "layers": len(described),
         "bytes": writer.nbytes,
         "bits_per_weight": bits / weights,
+        "source_bits_per_weight": _bits_there([tensors[name] for name in linears & tensors.keys()]),
     }
+
+
+def _bits_there(linears: Sequence[Any]) -> float | None:
+    quantized = [tensor for tensor in linears if tensor.tensor_type.name not in _DENSE]
+    weights = sum(int(tensor.n_elements) for tensor in quantized)
+    return 8 * sum(int(tensor.n_bytes) for tensor in quantized) / weights if weights else None
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -26,7 +26,8 @@ from lowbit.version import VERSION
 def import_folder(folder: Path, out: Path) -> dict[str, Any]:
     """Write the GPTQ, AWQ, compressed-tensors or EXL3 checkpoint `folder` to `out` as a lowbit one, same codes.
 
-    Returns format, layers (how many), bytes of all tensors, bits_per_weight of the quantized ones. Raises BadRequest,
+    Returns format, layers (how many), bytes of all tensors, bits_per_weight of the quantized ones and
+    source_bits_per_weight, what `folder` itself stores for them. Raises BadRequest,
     leaving nothing behind, where `folder` is not what it claims to be or `out` is not empty.
     """
     config = read_json(folder / CONFIG_NAME)
@@ -65,11 +66,13 @@ def import_folder(folder: Path, out: Path) -> dict[str, Any]:
         added = {"auto_map": auto_map, "quantization_config": quantization_config(described, VERSION)}
         write_json_atomically(staging / CONFIG_NAME, config | added)
     weights = sum(n * k for _, (n, k) in described.values())
+    there = sum(shards.entries[f"{name}.{field}"].nbytes for name, fields in layers.items() for field in fields)
     return {
         "format": format.name,
         "layers": len(layers),
         "bytes": writer.nbytes,
         "bits_per_weight": bits / weights,
+        "source_bits_per_weight": 8 * there / weights,
     }
 
 

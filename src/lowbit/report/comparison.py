@@ -17,9 +17,10 @@ Row = Mapping[str, Any]
 
 
 def comparison_rows(records: Mapping[str, Record]) -> list[dict[str, Any]]:
-    """A row for each measured record by its label, smallest first: recipe, bits_per_weight, bytes, perplexity, kl
-    and its error, agreement, seconds, and best: whether no other is both at most as large and at most as far from the
-    original. Distances to the limit are left out: each is by the loss that a recipe's own statistic defines.
+    """A row for each measured record by its label, smallest first: recipe (its format where nobody knows how it was
+    made), bits_per_weight, bytes, perplexity, kl and its error, agreement, seconds or None, and best: whether no other
+    is both at most as large and at most as far from the original. Distances to the limit are left out: each is by the
+    loss that a recipe's own statistic defines.
 
     Raises BadRequest where records are of several models or were measured on several texts.
     """
@@ -29,7 +30,10 @@ def comparison_rows(records: Mapping[str, Record]) -> list[dict[str, Any]]:
 
 
 def recipe_differences(records: Mapping[str, Record]) -> list[tuple[str, list[str]]]:
-    """(path of a setting, its value in each record) where recipes differ; "" where a recipe has no such setting."""
+    """(path of a setting, its value in each record) where recipes differ; "" where a recipe has no such setting.
+
+    records: those that hold a recipe.
+    """
     flat = [dict(_flat(record["assignment"] | record["calibration"])) for record in records.values()]
     paths = dict.fromkeys(path for settings in flat for path in settings)
     found = [(path, [settings.get(path, "") for settings in flat]) for path in paths]
@@ -37,11 +41,11 @@ def recipe_differences(records: Mapping[str, Record]) -> list[tuple[str, list[st
 
 
 def write_comparison(records: Mapping[str, Record], path: Path) -> None:
-    """Write the page; records: by label, each with measures against the original."""
+    """Write the page; records: by label, each with measures against the original, of a run or of `review.judge`."""
     from lowbit.report.figures import pareto_svg  # matplotlib takes a second to import; most commands draw nothing
 
     rows = comparison_rows(records)
-    in_order = {row["label"]: records[row["label"]] for row in rows}
+    known = {row["label"]: records[row["label"]] for row in rows if "assignment" in records[row["label"]]}
     measures = next(iter(records.values()))["measures"]
     page = render(
         "compare.html",
@@ -50,8 +54,9 @@ def write_comparison(records: Mapping[str, Record], path: Path) -> None:
         original=measures["divergence"]["perplexity"],
         rows=rows,
         figure=Markup(pareto_svg(rows)),
-        labels=list(in_order),
-        differences=recipe_differences(in_order),
+        labels=list(known),
+        differences=recipe_differences(known),
+        strangers=[row["label"] for row in rows if row["label"] not in known],
     )
     write_bytes_atomically(path, page.encode())
 
@@ -60,14 +65,14 @@ def _row(label: str, record: Record) -> dict[str, Any]:
     measures = record["measures"]
     return {
         "label": label,
-        "recipe": record["recipe_name"],
+        "recipe": record["recipe_name"] if "recipe_name" in record else record["format"],
         "bits_per_weight": record["size"]["bits_per_weight"],
         "bytes": record["size"]["after"],
         "perplexity": measures["perplexity"],
         "kl": measures["divergence"]["kl"]["mean"],
         "kl_error": measures["divergence"]["kl"]["error"],
         "agreement": measures["divergence"]["agreement"]["mean"],
-        "seconds": record["seconds"]["total"],
+        "seconds": record["seconds"]["total"] if "seconds" in record else None,
     }
 
 

@@ -87,7 +87,7 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def checkpoints_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Finished checkpoints side by side. rows: of `report.comparison.comparison_rows`."""
-    table = _table("checkpoint", "recipe", "bits/weight", "size", "KL", "agreement", "perplexity", "best")
+    table = _table("checkpoint", "recipe or format", "bits/weight", "size", "KL", "agreement", "perplexity", "best")
     for row in rows:
         _row(
             table,
