@@ -24,6 +24,7 @@ from lowbit.core.records import Rounded
 from lowbit.core.stored import Relaying, codes_from_fields, codes_to_fields
 from lowbit.packing import pack, unpack
 from lowbit.packing.dense import is_legal
+from lowbit.rounding import Nearest
 
 
 def close(a: Tensor, b: Tensor, tolerance: float) -> bool:
@@ -337,6 +338,10 @@ def law_stats_are_true(recipe: Recipe, problem: LayerProblem) -> None:
     assert layer.stats is not None
     assert math.isclose(layer.stats["loss"], loss, rel_tol=1e-9, abs_tol=1e-12)
     assert math.isclose(layer.stats["relative_loss"], loss / whole if whole else 0.0, rel_tol=1e-9, abs_tol=1e-12)
+    nearest = layer.stats["nearest_relative_loss"]
+    assert (nearest is None) == (math.prod(recipe.code_at(problem.shape).tile) > 1 or recipe.side_car is not None)
+    if nearest is not None and isinstance(recipe.rounder, Nearest):
+        assert math.isclose(nearest, layer.stats["relative_loss"], rel_tol=1e-9, abs_tol=1e-12)
 
 
 def law_inputs_are_unmodified(recipe: Recipe, problem: LayerProblem) -> None:

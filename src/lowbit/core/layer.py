@@ -1,5 +1,6 @@
 """Quantize one layer: what a recipe means."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,15 +18,18 @@ from lowbit.core.recipe import Recipe
 from lowbit.core.records import FittedTransform, Guarantee, Outcome, Side
 from lowbit.core.stored import codes_from_fields, codes_to_fields
 
+_SAMPLED_ROWS = 256
+
 
 @dataclass(frozen=True, eq=False)
 class QuantizedLayer:
     """A layer [N, K] as it is stored.
 
     guarantee: the rounder's, where it holds for the loss in the layer's own coordinates.
-    stats: filled by the solve and empty for a layer read back. loss, relative_loss, bits_per_weight; limit, what no
-    code of so many bits can expect to get below, and bits_above_limit, None where nothing can be lost;
-    bound and clamped, those of the guarantee; histograms of the weights and of their errors. JSON-ready.
+    stats: filled by the solve and empty for a layer read back. loss, relative_loss, bits_per_weight;
+    nearest_relative_loss, see `_nearest_loss`; limit, what no code of so many bits can expect to get below, and
+    bits_above_limit, None where nothing can be lost; bound and clamped, those of the guarantee; histograms of the
+    weights and of their errors. JSON-ready.
     """
 
     recipe: Recipe
@@ -98,12 +102,32 @@ def _coded(problem: LayerProblem, recipe: Recipe, rng: torch.Generator) -> Quant
     return QuantizedLayer(recipe, problem.shape, rounded.codes, rounded.side, fitted, None, rounded.outcomes, promised)
 
 
+def _nearest_loss(layer: QuantizedLayer, problem: LayerProblem) -> float | None:
+    """The relative loss before the rounder has its say: every weight at the nearest value that the layer's own
+    transform and side information leave it, so that the choice of the codes is all that differs.
+
+    None for codes of several weights at a time, whose encoding is most of a solve and would be run a second time, and
+    beside a side-car, which is fitted to the codes that were chosen. Without a row Hessian the losses of rows add up,
+    and a sample of them tells.
+    """
+    code = layer.recipe.code_at(layer.shape)
+    if math.prod(code.tile) > 1 or layer.correction is not None:
+        return None
+    _, values = code.encode(layer.transform.apply(problem.weight), layer.side, torch.arange(layer.shape[1]))
+    w_hat = layer.transform.undo(values)
+    if problem.row_hessian is not None:
+        return problem.relative_loss(w_hat)
+    rows = slice(None, None, math.ceil(layer.shape[0] / _SAMPLED_ROWS))
+    return LayerProblem(problem.weight[rows], problem.hessian).relative_loss(w_hat[rows])
+
+
 def _stats(layer: QuantizedLayer, problem: LayerProblem, bits: float, limit: float) -> dict[str, Any]:
-    w_hat = layer.dequantize()
+    nearest, w_hat = _nearest_loss(layer, problem), layer.dequantize()
     loss, whole = problem.loss(w_hat), problem.loss(torch.zeros(()))
     return {
         "loss": loss,
         "relative_loss": loss / whole if whole > 0 else 0.0,
+        "nearest_relative_loss": nearest,
         "bits_per_weight": bits,
         "limit": limit,
         "bits_above_limit": bits_above(loss, limit),

@@ -66,8 +66,6 @@ class FittedTransform:
 
     def forward(self, problem: LayerProblem) -> LayerProblem:
         """The same problem in the new coordinates; the sensitivity of weights is unknown once they are mixed."""
-        back = self.right.inverse().transpose()
-        weight = self.left.apply(back.apply(problem.weight).T).T.contiguous()
         hessian = problem.hessian
         if not isinstance(self.right, Identity):  # whose Hessian stays the very same, so that layers can share it
             hessian = symmetrize(self.right.apply(self.right.apply(hessian).T))
@@ -75,7 +73,12 @@ class FittedTransform:
         if row_hessian is not None:
             out = self.left.inverse().transpose()
             row_hessian = out.apply(out.apply(row_hessian).T)
-        return LayerProblem(weight, hessian, row_hessian, self._sensitivity(problem.sensitivity))
+        weight, sensitivity = self.apply(problem.weight), self._sensitivity(problem.sensitivity)
+        return LayerProblem(weight, hessian, row_hessian, sensitivity)
+
+    def apply(self, weight: Tensor) -> Tensor:
+        """[N, K] in the layer's own coordinates to the new ones: W' = L W R^-1."""
+        return self.left.apply(self.right.inverse().transpose().apply(weight).T).T.contiguous()
 
     def _sensitivity(self, before: Tensor | None) -> Tensor | None:
         """A gradient by W' is L^-T g R^T; where L and R keep weights apart, so are the roots of its mean squares."""
