@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from laws.problems import correlated
-from laws.tables import COLUMN_BY_COLUMN, NOT_NEAREST, ROUNDERS
+from laws.tables import COLUMN_BY_COLUMN, LINEAR, NOT_NEAREST, ROUNDERS
 from laws.toys import Codebook
 from lowbit.codes import IntegerGrid
 from lowbit.core.problem import LayerProblem
@@ -29,10 +29,10 @@ def best_loss(problem: LayerProblem, side: Side | None = None) -> float:
     return float(torch.stack(losses).amin(0).sum())
 
 
-@pytest.mark.parametrize("rounder", ROUNDERS.values(), ids=ROUNDERS)
+@pytest.mark.parametrize("rounder", [name for name in ROUNDERS if name not in LINEAR])
 def test_no_rounder_beats_the_best(rounder):
     for problem in TRIES:
-        rounded = rounder.round(problem, CODE)
+        rounded = ROUNDERS[rounder].round(problem, CODE)
         assert problem.loss(rounded.w_hat) >= best_loss(problem, rounded.side) * (1 - 1e-9)
 
 
