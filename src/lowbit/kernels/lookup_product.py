@@ -180,7 +180,13 @@ def row_buffers(k):  # type: ignore[no-untyped-def]
 def fill_row(codes, levels, r, k, buffers):  # type: ignore[no-untyped-def]
     """The codes and the values of row r."""
     held, row, values = buffers
-    _read(codes, r, k, held, row)
+    read_codes(codes, r, k, held, row)
+    look_up_row(levels, r, k, row, values)
+
+
+@numba.njit(nogil=True, cache=True)
+def look_up_row(levels, r, k, row, values):  # type: ignore[no-untyped-def]
+    """The values of codes `row`, a byte each, in the tables of row r; both arrays as `row_buffers` makes them."""
     if levels.size == 16:
         _look_up_groups(16, levels, r, k, row, values)
     elif levels.size == 32:
@@ -203,7 +209,7 @@ def dot(values, x):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _read(codes, r, k, held, row):  # type: ignore[no-untyped-def]
+def read_codes(codes, r, k, held, row):  # type: ignore[no-untyped-def]
     """The codes of row r as the first bytes of `row`, which are the words `held`."""
     U = np.uint64
     if len(codes.digits):

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from lowbit.codes import BlockScaled, LaidOut, Lookup, PartialBinary, VectorCodebook
 from lowbit.core.parts import Code
+from lowbit.kernels.coordinate_product import PackedCoordinates
 from lowbit.kernels.lookup_product import PackedLookup
 from lowbit.kernels.partial_product import PackedPartial
 from lowbit.kernels.vector_product import PackedVectors
 from lowbit.runtime.product import StoredCodes, by_kernel, decode_rows, fields_of_rows, product, slab_product, slabs
 
 RowCode = Lookup | LaidOut | BlockScaled | VectorCodebook | PartialBinary
-PackedRows = PackedLookup | PackedVectors | PackedPartial
+PackedRows = PackedLookup | PackedVectors | PackedCoordinates | PackedPartial
 
 # Up to here the kernel's work for each token costs less than decoding once and a matrix product.
 _FEW_TOKENS = 8
@@ -34,7 +35,7 @@ def packed_rows(code: Code, stored: StoredCodes, start: int, stop: int) -> Packe
 @packed_rows.register
 def _(code: BlockScaled, stored: StoredCodes, start: int, stop: int) -> PackedRows | None:
     inner = packed_rows(code.code, stored, start, stop)
-    if not isinstance(inner, PackedLookup | PackedVectors):
+    if not isinstance(inner, PackedLookup | PackedVectors | PackedCoordinates):
         return None
     side = fields_of_rows(code, stored, start, stop, leave=code.code.fields(stored.shape))
     return replace(inner, blocks=code.scale_of(side, torch.arange(0, stored.shape[1], code.block_size)))
