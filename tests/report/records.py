@@ -17,6 +17,7 @@ def layer(name, shape=(64, 64), relative_loss=0.01, outcomes=(), above=0.5):
         "bits_per_weight": 3.25,
         "loss": 12 * relative_loss,
         "relative_loss": relative_loss,
+        "nearest_relative_loss": 1.5 * relative_loss,
         "limit": 0.0 if above is None else 12 * relative_loss / 4**above,
         "bits_above_limit": above,
         "bound": 40 * relative_loss,

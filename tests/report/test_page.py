@@ -213,3 +213,21 @@ def test_page_of_a_run_that_quantized_nothing(tmp_path):
     words = written(tmp_path, record(layers=[], size=size)).words()
     assert "All 0 quantized layers" in words
     assert "every layer was solved as the recipe says" in words
+
+
+def test_loss_to_nearest_stands_before_the_rounders(tmp_path):
+    old = {key: value for key, value in layer("old").items() if key != "nearest_relative_loss"}
+    data = [layer("scalar", relative_loss=0.02), layer("jointly") | {"nearest_relative_loss": None}, old]
+    write_report(record(layers=data), tmp_path)
+    words = Page((tmp_path / "report.html").read_text(encoding="utf-8")).words()
+    for name, shown in (("scalar", "3.00 % 2.00 %"), ("jointly", ". 1.00 %"), ("old", ". 1.00 %")):
+        assert re.search(f"{name} 64 . 64 optq 3.25 0.50 {shown}", words)
+
+
+def test_limits_of_wide_layers_are_said_to_be_bounds(tmp_path):
+    texts = {}
+    for inputs in (1024, 1025):
+        write_report(record(layers=[layer("narrow"), layer("wide", (64, inputs))]), tmp_path)
+        texts[inputs] = Page((tmp_path / "report.html").read_text(encoding="utf-8")).words()
+    assert "For the 1 layer with more than 1024 inputs the limit shown is a bound from below" in texts[1025]
+    assert "a bound from below" not in texts[1024]

@@ -28,9 +28,13 @@ def test_measures_that_were_not_taken(missing):
 def test_layers():
     data = layers()
     data[0]["outcomes"] = [outcome("dead inputs")]
+    data[1]["nearest_relative_loss"] = None
     text = shown(layers_table(data))
     assert all(one["name"] in text for one in data)
     assert text.count("dead inputs") == 1
+    first, second = text.splitlines()[3:5]
+    assert first.split()[5:10] == ["3.25", "0.300", "%", "0.200", "%"]
+    assert second.split()[5:8] == ["3.25", "0.300", "%"]
 
 
 def test_limits():

@@ -42,7 +42,8 @@ from lowbit.core.problem import LayerProblem
 from lowbit.core.recall import Recall
 from lowbit.core.symmetric import bands
 
-_MOST_EIGENVALUES = 1024
+MOST_EIGENVALUES = 1024
+"""Inputs, or outputs under a row Hessian, up to which the limit is exact; above it is a bound from below."""
 _RIDGE = 1e-9
 
 
@@ -82,7 +83,7 @@ def bits_above(loss: float, limit: float) -> float | None:
 
 def components(matrix: Tensor) -> Components:
     """Of a symmetric positive semi-definite matrix [K, K]: its eigenvalues, or its pivots where it is large."""
-    return Components(spectrum(matrix)) if len(matrix) <= _MOST_EIGENVALUES else pivots(matrix)
+    return Components(spectrum(matrix)) if len(matrix) <= MOST_EIGENVALUES else pivots(matrix)
 
 
 def pivots(matrix: Tensor) -> Components:

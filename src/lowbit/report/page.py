@@ -15,6 +15,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from lowbit.core.limit import MOST_EIGENVALUES
 from lowbit.formats.files import write_bytes_atomically, write_json_atomically
 from lowbit.report import numbers
 from lowbit.report.card import write_card
@@ -51,6 +52,8 @@ def write_report(record: Record, folder: Path) -> None:
         distances=layer_grid(record["layers"], DISTANCE),
         losses=layer_grid(record["layers"], RELATIVE_LOSS),
         layers=worst_first(record["layers"], DISTANCE),
+        wide=sum(layer["shape"][1] > MOST_EIGENVALUES for layer in record["layers"]),
+        eigenvalues=MOST_EIGENVALUES,
         outcomes=_outcomes(record["layers"]),
         left_alone=_left_alone(record["left_alone"]),
     )

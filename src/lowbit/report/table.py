@@ -33,8 +33,8 @@ def measures_table(measures: Mapping[str, Any]) -> Table:
 
 
 def layers_table(layers: Sequence[Mapping[str, Any]]) -> Table:
-    """Quantized layers as a report's record lists them, in the order given."""
-    table = _table("layer", "shape", "recipe", "bits", "relative loss", "outcomes", "time")
+    """Quantized layers as a report's record lists them, in the order given; nearest: the relative loss before."""
+    table = _table("layer", "shape", "recipe", "bits", "nearest", "relative loss", "outcomes", "time")
     for layer in layers:
         _row(
             table,
@@ -42,6 +42,7 @@ def layers_table(layers: Sequence[Mapping[str, Any]]) -> Table:
             "{} x {}".format(*layer["shape"]),
             layer["recipe"],
             numbers.digits(layer["bits_per_weight"]),
+            "" if layer.get("nearest_relative_loss") is None else numbers.share(layer["nearest_relative_loss"]),
             numbers.share(layer["relative_loss"]),
             ", ".join(outcome["kind"] for outcome in layer["outcomes"]),
             numbers.duration(layer["seconds"]),
