@@ -10,6 +10,7 @@ from lowbit.codes import (
     BlockScaled,
     ClusteredLevels,
     Digits,
+    FinerColumns,
     LaidOut,
     Lookup,
     MidriseGrid,
@@ -22,7 +23,10 @@ from lowbit.codes import (
     TailBiting,
     VectorCodebook,
 )
+from lowbit.core.errors import BadRequest
+from lowbit.core.fields import Bits
 from lowbit.formats.checkpoint import layout
+from lowbit.packing import pack
 from lowbit.runtime.product import StoredCodes, decode_rows, product
 
 CODES = {
@@ -78,3 +82,16 @@ def test_a_product_is_that_of_the_decoded_values(name, dtype):
         y, exact = product(code, layer, x), x.double() @ dense.T
         assert y.dtype == dtype
         assert (y.double() - exact).abs().max() < max(2e-6, torch.finfo(dtype).eps) * exact.abs().max()
+
+
+@pytest.mark.parametrize("group_size", ["tensor", 10])
+def test_finer_columns_are_added_to_the_usual_ones(group_size):
+    code, shape = FinerColumns(VectorCodebook(4, 6, along="outputs", group_size=group_size), 9, 0.1), (8, 20)
+    layer, x = random_layer(code, shape), torch.randn(3, 20, generator=torch.Generator().manual_seed(0))
+    named = dict(layer.tensors)
+    named["finer_column"] = pack(torch.tensor([3, 17], dtype=torch.uint8), Bits((2,), 5))
+    exact = x @ decode_rows(code, StoredCodes(shape, named), 0, 8).T
+    torch.testing.assert_close(product(code, StoredCodes(shape, named), x), exact, rtol=1e-5, atol=1e-5)
+    named["finer_column"] = pack(torch.tensor([3, 3], dtype=torch.uint8), Bits((2,), 5))
+    with pytest.raises(BadRequest, match="ascending"):
+        product(code, StoredCodes(shape, named), x)

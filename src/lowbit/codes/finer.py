@@ -72,7 +72,7 @@ class FinerColumns:
 
     def fields(self, shape: tuple[int, int]) -> dict[str, Field]:
         (n, k), count = shape, self.count(shape[1])
-        finer = self._finer.fields((n, count))
+        finer = self.finer_code.fields((n, count))
         return {
             **self.code.fields(shape),
             "codes": Bits((n // self.tile[0], k - count), self.code.bits + self.code.residual_bits),
@@ -87,11 +87,7 @@ class FinerColumns:
 
     def from_fields(self, tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor:
         """Raises BadRequest where the finer columns are not named in ascending order."""
-        found = tensors["finer_column"].long()
-        require(
-            bool((found.diff() > 0).all()) and int(found[-1]) < shape[1],
-            f"tensor finer_column does not name {len(found)} of {shape[1]} inputs in ascending order.",
-        )
+        check_places(tensors["finer_column"], shape[1])
         usual, finer = self._columns(tensors, shape[1])
         codes = torch.zeros(shape[0] // self.tile[0], shape[1], dtype=torch.int32)
         codes[:, usual], codes[:, finer] = tensors["codes"].int(), tensors["finer_codes"].int()
@@ -102,7 +98,7 @@ class FinerColumns:
         hessian = problem.hessian.clone()
         hessian[kept], hessian[:, kept] = 0, 0
         own = LayerProblem(problem.weight[:, kept].contiguous(), problem.hessian[kept][:, kept])
-        finer = {f"finer_{name}": tensor for name, tensor in self._finer.fit(own).items()}
+        finer = {f"finer_{name}": tensor for name, tensor in self.finer_code.fit(own).items()}
         return {**self.code.fit(replace(problem, hessian=hessian)), "finer_column": kept, **finer}
 
     def refit(self, side: Side, target: Tensor, columns: Tensor) -> Side:
@@ -115,7 +111,7 @@ class FinerColumns:
         if bool((~own).any()):
             codes[:, ~own], values[:, ~own] = self.code.encode(target[:, ~own], side, columns[~own])
         if bool(own.any()):
-            codes[:, own], values[:, own] = self._finer.encode(target[:, own], _finer_side(side), place[own])
+            codes[:, own], values[:, own] = self.finer_code.encode(target[:, own], finer_side(side), place[own])
         return codes, values
 
     def encode_with_feedback(
@@ -128,11 +124,12 @@ class FinerColumns:
         usual = self.code.decode(codes[:, ~own], side, columns[~own])
         values = usual.new_empty(len(usual), len(columns))
         values[:, ~own] = usual
-        values[:, own] = self._finer.decode(codes[:, own], _finer_side(side), place[own])
+        values[:, own] = self.finer_code.decode(codes[:, own], finer_side(side), place[own])
         return values
 
     @property
-    def _finer(self) -> VectorCodebook:
+    def finer_code(self) -> VectorCodebook:
+        """The code of the finer columns by themselves; its fields are named without "finer_"."""
         return replace(self.code, bits=self.finer, residual_bits=0, group_size="tensor", codebooks="static")
 
     def _columns(self, side: Side, columns: int) -> tuple[Tensor, Tensor]:
@@ -147,6 +144,15 @@ class FinerColumns:
         return place, kept[place] == columns
 
 
-def _finer_side(side: Side) -> Side:
+def check_places(finer: Tensor, columns: int) -> None:
+    """Raise BadRequest unless integers name some of so many columns in ascending order."""
+    found = finer.long()
+    require(
+        bool((found.diff() > 0).all()) and int(found[-1]) < columns,
+        f"tensor finer_column does not name {len(found)} of {columns} inputs in ascending order.",
+    )
+
+
+def finer_side(side: Side) -> Side:
     """Side information of the finer codebook, by its own names."""
     return {name.removeprefix("finer_"): tensor for name, tensor in side.items() if name.startswith("finer_")}

@@ -1,6 +1,7 @@
 """The runtime: the modules that a loaded model runs, straight from the tensors as they are stored."""
 
 from lowbit.runtime import e8p as e8p
+from lowbit.runtime import finer as finer
 from lowbit.runtime import fitting as fitting
 from lowbit.runtime import integer as integer
 from lowbit.runtime import lookup as lookup
