@@ -19,6 +19,7 @@ import torch
 
 from lowbit.core.errors import BadRequest
 from lowbit.core.layer import quantize_layer
+from lowbit.core.limit import MOST_EIGENVALUES
 from lowbit.core.parts import GRADIENTS, Observable
 from lowbit.core.problem import LayerProblem
 from lowbit.core.recipe import Recipe
@@ -46,7 +47,6 @@ _STAGED_PASSES, _WHOLE_PASSES = 1.6, 2.0
 _ATTENTION_PASSES = 2
 # Eigenvalues are products with vectors for one half, and those take so many times as long as products of matrices.
 _VECTOR_PENALTY = 2
-_MOST_EIGENVALUES = 1024
 # A trial takes at least this long in seconds, or has all the layer's outputs.
 _LONG_ENOUGH = 0.2
 _TRIAL_INPUTS, _TRIAL_OUTPUTS = 256, 128
@@ -203,7 +203,7 @@ def _block_work(work: Workload, block: BlockWork) -> float:
 def _hessian_work(k: int) -> float:
     """Of what layers with the same K inputs share, in float64, twice as dear: a factor K^3 / 3, and for the limit as
     much again or the eigenvalues, 4/3 K^3."""
-    limit = 4 / 3 * (1 + _VECTOR_PENALTY) / 2 if k <= _MOST_EIGENVALUES else 1 / 3
+    limit = 4 / 3 * (1 + _VECTOR_PENALTY) / 2 if k <= MOST_EIGENVALUES else 1 / 3
     return 2 * (1 / 3 + limit) * k**3
 
 
