@@ -10,7 +10,13 @@ from lowbit.core.fields import Bits
 from lowbit.kernels.integer_product import PackedGrid, decode_reference, decode_rows, product, product_reference
 from lowbit.packing import pack, unpack
 
-SHAPES = {"groups": (9, 96, 32), "odd groups": (5, 60, 20), "row": (7, 172, 172), "tensor": (3, 36, None)}
+SHAPES = {
+    "groups": (9, 96, 32),
+    "odd groups": (5, 420, 140),
+    "small groups": (5, 60, 20),
+    "row": (7, 172, 172),
+    "tensor": (3, 36, None),
+}
 
 
 def packed(n, k, bits, group, symmetric):
@@ -45,6 +51,7 @@ def test_decoding_gives_the_values_bit_for_bit(bits, shape, symmetric):
         *[(bits, "row") for bits in (1, 4, 5, 6, 7)],
         *[(bits, "groups") for bits in (2, 3, 8)],
         *[(bits, "odd groups") for bits in (3, 5)],
+        *[(bits, "small groups") for bits in (3, 4)],
         (4, "tensor"),
     ],
 )
