@@ -32,7 +32,8 @@ def weights(work: Path, settings: dict) -> dict:
     )
     rounded, _ = tuner.quantize()
     found = {name: layer.weight.clone() for name, layer in protocol.quantized_layers(rounded).items()}
-    tuner.save_quantized(str(work / "peer-model"), format="auto_round")
+    # Its own format fails at 4 bits with zero points (0.16.0): it hands AWQ's writer an argument too many.
+    tuner.save_quantized(str(work / "peer-model"), format="auto_round:auto_gptq")
     seconds, peak = time.perf_counter() - started, protocol.peak_bytes()
     protocol.write_weights(work, found)
     measured = {"seconds": seconds, "peak_bytes": peak, "bits_per_weight": protocol.grid_bits(settings)}
