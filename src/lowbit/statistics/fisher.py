@@ -28,6 +28,9 @@ from lowbit.core.parts import Observable, Observed, Statistic
 from lowbit.core.problem import LayerProblem
 from lowbit.core.records import Outcome
 from lowbit.statistics.second_moment import SecondMoment
+from lowbit.statistics.two_sided import no_gradients, summed
+
+_UNKNOWN = no_gradients("weights", "every weight is as sensitive as any other")
 
 
 @dataclass(eq=False)
@@ -61,29 +64,17 @@ class FisherDiagonal:
     def update(self, state: Squares, seen: Observed) -> Squares:
         if "weight_gradients" in seen:
             g = seen["weight_gradients"]
-            return Squares(state.columns, _sum(state.total, g.square().sum(0)), state.windows + len(g))
+            return Squares(state.columns, summed(state.total, g.square().sum(0)), state.windows + len(g))
         return Squares(self.columns.update(state.columns, seen), state.total, state.windows)
 
     def merge(self, a: Squares, b: Squares) -> Squares:
-        return Squares(self.columns.merge(a.columns, b.columns), _sum(a.total, b.total), a.windows + b.windows)
+        return Squares(self.columns.merge(a.columns, b.columns), summed(a.total, b.total), a.windows + b.windows)
 
     def problem(self, state: Squares, weight: Tensor) -> tuple[LayerProblem, tuple[Outcome, ...]]:
         problem, outcomes = self.columns.problem(state.columns, weight)
         if state.total is None or not bool(state.total.any()):
-            return replace(problem, sensitivity=torch.ones_like(weight)), (*outcomes, _no_gradients())
+            return replace(problem, sensitivity=torch.ones_like(weight)), (*outcomes, _UNKNOWN)
         return replace(problem, sensitivity=state.total / state.windows), outcomes
 
     def tokens(self, state: Squares) -> int:
         return self.columns.tokens(state.columns)
-
-
-def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    return b if a is None else a if b is None else a + b
-
-
-def _no_gradients() -> Outcome:
-    return Outcome(
-        "no gradients",
-        "The loss does not depend on this layer's weights in calibration: every weight is as sensitive as any other.",
-        "Calibrate on more, or more varied, text.",
-    )

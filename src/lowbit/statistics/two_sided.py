@@ -89,16 +89,16 @@ class TwoSided:
     def update(self, state: TwoMoments, seen: Observed) -> TwoMoments:
         if "output_gradients" in seen:
             g = seen["output_gradients"]
-            return TwoMoments(state.columns, _sum(state.rows, self.rows.total(g)), state.tokens + len(g))
+            return TwoMoments(state.columns, summed(state.rows, self.rows.total(g)), state.tokens + len(g))
         return TwoMoments(self.columns.update(state.columns, seen), state.rows, state.tokens)
 
     def merge(self, a: TwoMoments, b: TwoMoments) -> TwoMoments:
-        return TwoMoments(self.columns.merge(a.columns, b.columns), _sum(a.rows, b.rows), a.tokens + b.tokens)
+        return TwoMoments(self.columns.merge(a.columns, b.columns), summed(a.rows, b.rows), a.tokens + b.tokens)
 
     def problem(self, state: TwoMoments, weight: Tensor) -> tuple[LayerProblem, tuple[Outcome, ...]]:
         problem, outcomes = self.columns.problem(state.columns, weight)
         if state.rows is None or not bool(state.rows.any()):
-            return problem, (*outcomes, _no_gradients())
+            return problem, (*outcomes, no_gradients("outputs", "every output counts the same"))
         rows = self.rows.matrix(state.rows / state.tokens)
         return replace(problem, row_hessian=rows), outcomes
 
@@ -106,13 +106,15 @@ class TwoSided:
         return self.columns.tokens(state.columns)
 
 
-def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+def summed(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """a + b, None standing for nothing yet."""
     return b if a is None else a if b is None else a + b
 
 
-def _no_gradients() -> Outcome:
+def no_gradients(of: str, so: str) -> Outcome:
+    """Of what the loss does not depend on, and what follows."""
     return Outcome(
         "no gradients",
-        "The loss does not depend on this layer's outputs in calibration: every output counts the same.",
+        f"The loss does not depend on this layer's {of} in calibration: {so}.",
         "Calibrate on more, or more varied, text.",
     )

@@ -1,4 +1,4 @@
-"""The layer's own coordinates."""
+"""The layer's own coordinates, and what is common to transforms that leave nothing to store."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,12 +11,8 @@ from lowbit.core.problem import LayerProblem
 from lowbit.core.records import FittedTransform
 
 
-@dataclass(frozen=True)
-class NoTransform:
-    """W' = W. Stores nothing."""
-
-    def fit(self, problem: LayerProblem, rng: torch.Generator) -> FittedTransform:
-        return FittedTransform()
+class StoresNothing:
+    """What a transform says of its storage where a loaded layer need not know it: any layer fits, nothing is kept."""
 
     def check(self, shape: tuple[int, int]) -> None:
         pass
@@ -28,4 +24,12 @@ class NoTransform:
         return {}
 
     def restore(self, tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> FittedTransform:
+        return FittedTransform()
+
+
+@dataclass(frozen=True)
+class NoTransform(StoresNothing):
+    """W' = W. Stores nothing."""
+
+    def fit(self, problem: LayerProblem, rng: torch.Generator) -> FittedTransform:
         return FittedTransform()

@@ -29,6 +29,7 @@ from lowbit.core.fields import Bits, Field
 from lowbit.core.maps import Permutation
 from lowbit.core.problem import LayerProblem
 from lowbit.core.records import FittedTransform
+from lowbit.transforms.identity import StoresNothing
 
 
 def by_diagonal(problem: LayerProblem) -> Permutation:
@@ -106,7 +107,7 @@ class ActOrder:
 
 
 @dataclass(frozen=True)
-class StaticOrder:
+class StaticOrder(StoresNothing):
     """Visit the columns in order, with side information fitted in their own. by: as in ActOrder. Stores nothing."""
 
     by: By = "diagonal"
@@ -117,21 +118,9 @@ class StaticOrder:
     def fit(self, problem: LayerProblem, rng: torch.Generator) -> FittedTransform:
         return FittedTransform(order=_ORDERS[self.by](problem))
 
-    def check(self, shape: tuple[int, int]) -> None:
-        pass
-
-    def fields(self, shape: tuple[int, int]) -> dict[str, Field]:
-        return {}
-
-    def tensors(self, fitted: FittedTransform) -> dict[str, Tensor]:
-        return {}
-
-    def restore(self, tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> FittedTransform:
-        return FittedTransform()
-
 
 @dataclass(frozen=True)
-class GroupOrder:
+class GroupOrder(StoresNothing):
     """Visit groups of `group_size` columns by their largest diag(H), and their columns by it. Stores nothing."""
 
     group_size: int = 128
@@ -146,15 +135,3 @@ class GroupOrder:
         within = torch.argsort(importance, descending=True, stable=True)
         place = torch.argsort(torch.argsort(largest, descending=True, stable=True))
         return FittedTransform(order=Permutation(within[torch.argsort(place[groups[within]], stable=True)]))
-
-    def check(self, shape: tuple[int, int]) -> None:
-        pass
-
-    def fields(self, shape: tuple[int, int]) -> dict[str, Field]:
-        return {}
-
-    def tensors(self, fitted: FittedTransform) -> dict[str, Tensor]:
-        return {}
-
-    def restore(self, tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> FittedTransform:
-        return FittedTransform()
