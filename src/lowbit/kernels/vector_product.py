@@ -74,8 +74,8 @@ def _kernels(dimension: int) -> tuple[Any, Any]:
     tiles first..last-1; codes: the fields of `PackedVectors` but for the codebooks."""
 
     @numba.njit(nogil=True, cache=True)
-    def fill(codes, books, r, held, rows):  # type: ignore[no-untyped-def]
-        """The values of a row of tiles, [height * K], one row after the other."""
+    def fill(codes, books, blocks, r, held, rows):  # type: ignore[no-untyped-def]
+        """The values of a row of tiles, [height * K], one row after the other, times the scales of blocks if any."""
         indices, bits, low_bits, height, k = codes
         first, second = books
         U = np.uint64
@@ -91,15 +91,15 @@ def _kernels(dimension: int) -> tuple[Any, Any]:
                 if len(more):
                     for i in range(U(dimension)):
                         rows[t * step + i * along] += more[high, i]
+        if len(blocks):
+            scale_blocks(blocks[r], k, rows)
 
     @numba.njit(nogil=True, cache=True)
     def decode(start, stop, codes, books, blocks, values):  # type: ignore[no-untyped-def]
         height, k = codes[3], codes[4]
         held, rows = np.empty(height * k // dimension, np.uint32), np.empty(height * k, np.float32)
         for r in range(start, stop):
-            fill(codes, books, r, held, rows)
-            if len(blocks):
-                scale_blocks(blocks[r], k, rows)
+            fill(codes, books, blocks, r, held, rows)
             for i in range(height):
                 values[r * height + i] = rows[i * k : (i + 1) * k]
 
@@ -108,9 +108,7 @@ def _kernels(dimension: int) -> tuple[Any, Any]:
         height, k = codes[3], codes[4]
         held, rows = np.empty(height * k // dimension, np.uint32), np.empty(height * k, np.float32)
         for r in range(start, stop):
-            fill(codes, books, r, held, rows)
-            if len(blocks):
-                scale_blocks(blocks[r], k, rows)
+            fill(codes, books, blocks, r, held, rows)
             for i in range(height):
                 row = rows[i * k : (i + 1) * k]
                 for t in range(len(x)):
