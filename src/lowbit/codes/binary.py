@@ -28,12 +28,11 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from lowbit.codes.importance import Importance, check_importance, costs_for
+from lowbit.codes.importance import Importance, Weighed, check_importance
 from lowbit.codes.linear import best_theta, costs_of, given
 from lowbit.codes.lookup import as_float16, replaced, working
 from lowbit.core.errors import require
 from lowbit.core.fields import Array, Field
-from lowbit.core.problem import LayerProblem
 from lowbit.core.records import Side
 
 Digits = Literal["zero one", "signs"]
@@ -140,7 +139,7 @@ def step_sets(planes: int, fine_bits: int) -> tuple[tuple[int, ...], ...]:
 
 
 @dataclass(frozen=True)
-class BinaryCoding:
+class BinaryCoding(Weighed):
     """planes: 1 to 6 bits a weight. digits, fitting: see above; importance: what an error in each column costs."""
 
     planes: int = 2
@@ -159,15 +158,8 @@ class BinaryCoding:
         check_importance(self, self.importance)
 
     @property
-    def reads_sensitivity(self) -> bool:
-        return self.importance == "fisher"
-
-    @property
     def bits(self) -> int:
         return self.planes
-
-    def costs(self, problem: LayerProblem) -> Tensor | None:
-        return None if self.importance == "none" else costs_for(self, problem, self.importance)
 
     def fields(self, rows: int, groups: int) -> dict[str, Field]:
         return {"planes": Array((rows, groups, patterns(self.planes, self.digits).shape[1]), torch.float16)}

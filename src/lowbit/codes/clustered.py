@@ -19,12 +19,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowbit.codes.importance import Importance, check_importance, costs_for
+from lowbit.codes.importance import Importance, Weighed, check_importance
 from lowbit.codes.kmeans import k_means
 from lowbit.codes.lookup import as_float16, nearest_codes, replaced, working
 from lowbit.core.errors import require
 from lowbit.core.fields import Array, Bits, Field
-from lowbit.core.problem import LayerProblem
 from lowbit.core.records import Side
 from lowbit.kernels.segments import best_levels
 
@@ -33,7 +32,7 @@ _TURNS = 10
 
 
 @dataclass(frozen=True)
-class ClusteredLevels:
+class ClusteredLevels(Weighed):
     """bits: 1 to 8. importance: what an error in each column or weight costs, see `codes.importance`."""
 
     bits: int = 3
@@ -43,13 +42,6 @@ class ClusteredLevels:
 
     def __post_init__(self) -> None:
         _check(self, self.bits, self.importance)
-
-    @property
-    def reads_sensitivity(self) -> bool:
-        return self.importance == "fisher"
-
-    def costs(self, problem: LayerProblem) -> Tensor | None:
-        return None if self.importance == "none" else costs_for(self, problem, self.importance)
 
     def fields(self, rows: int, groups: int) -> dict[str, Field]:
         return {"table": Array((rows, groups, 2**self.bits), torch.float16)}
@@ -67,7 +59,7 @@ class ClusteredLevels:
 
 
 @dataclass(frozen=True)
-class SharedLevels:
+class SharedLevels(Weighed):
     """bits: 1 to 8. tables: 1 to 256 for the layer; for whole rows (group_size "row"). importance: as above."""
 
     bits: int = 3
@@ -79,13 +71,6 @@ class SharedLevels:
     def __post_init__(self) -> None:
         _check(self, self.bits, self.importance)
         require(1 <= self.tables <= 256, f"SharedLevels(tables={self.tables}): must be 1 to 256.")
-
-    @property
-    def reads_sensitivity(self) -> bool:
-        return self.importance == "fisher"
-
-    def costs(self, problem: LayerProblem) -> Tensor | None:
-        return None if self.importance == "none" else costs_for(self, problem, self.importance)
 
     def fields(self, rows: int, groups: int) -> dict[str, Field]:
         require(groups == 1, "SharedLevels: rows share tables, groups of columns do not. Use group_size='row'.")

@@ -28,6 +28,20 @@ DAMPING = 0.01
 _SMALLEST = 1e-6
 
 
+class Weighed:
+    """What a part says of the costs that it fits by, which its `importance` names."""
+
+    importance: Importance
+
+    @property
+    def reads_sensitivity(self) -> bool:
+        return self.importance == "fisher"
+
+    def costs(self, problem: LayerProblem) -> Tensor | None:
+        """As `costs_for`; None where all errors cost the same."""
+        return None if self.importance == "none" else costs_for(self, problem, self.importance)
+
+
 def check_importance(part: object, importance: Importance, kind: object = Importance) -> None:
     """Raise BadRequest unless it is one of `kind`; `part` names who was given it."""
     allowed = get_args(kind)

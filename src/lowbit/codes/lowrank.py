@@ -17,19 +17,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowbit.codes.importance import Importance, check_importance, costs_for
+from lowbit.codes.importance import Importance, Weighed, check_importance
 from lowbit.codes.linear import best_theta, costs_of, given
 from lowbit.codes.lookup import as_float16, replaced, working
 from lowbit.core.errors import require
 from lowbit.core.fields import Array, Field
 from lowbit.core.linalg import one_thread
-from lowbit.core.problem import LayerProblem
 from lowbit.core.records import Side
 from lowbit.kernels.segments import best_levels
 
 
 @dataclass(frozen=True)
-class LowRankLevels:
+class LowRankLevels(Weighed):
     """bits: 1 to 8. rank: 1 to 2^bits - 1. turns: >= 0. importance: what an error in each column costs."""
 
     bits: int = 2
@@ -47,13 +46,6 @@ class LowRankLevels:
         )
         require(self.turns >= 0, f"LowRankLevels(turns={self.turns}): must be at least 0. Use 8.")
         check_importance(self, self.importance)
-
-    @property
-    def reads_sensitivity(self) -> bool:
-        return self.importance == "fisher"
-
-    def costs(self, problem: LayerProblem) -> Tensor | None:
-        return None if self.importance == "none" else costs_for(self, problem, self.importance)
 
     def fields(self, rows: int, groups: int) -> dict[str, Field]:
         return {

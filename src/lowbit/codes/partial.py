@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lowbit.codes.groups import GroupSize, check_divides, check_group_size, group_of, grouped, side_shape
-from lowbit.codes.importance import Importance, check_importance, costs_for
+from lowbit.codes.importance import Importance, Weighed, check_importance, costs_for
 from lowbit.codes.lookup import as_float16, replaced, working
 from lowbit.core.errors import require
 from lowbit.core.fields import Array, Bits, Field
@@ -32,7 +32,7 @@ _TOP = 255
 
 
 @dataclass(frozen=True)
-class PartialBinary:
+class PartialBinary(Weighed):
     """fraction: of each row's weights that are salient, above 0 to 1. group_size: columns of a row that share levels.
 
     importance: of columns, or of single weights, for salience and for levels; "none" ranks weights by magnitude.
@@ -49,10 +49,6 @@ class PartialBinary:
         require(0 < self.fraction <= 1, f"PartialBinary(fraction={self.fraction}): must be above 0, to 1. Use 0.1.")
         check_group_size(self, self.group_size)
         check_importance(self, self.importance)
-
-    @property
-    def reads_sensitivity(self) -> bool:
-        return self.importance == "fisher"
 
     @property
     def refit_every(self) -> int:

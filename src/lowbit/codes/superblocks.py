@@ -21,18 +21,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowbit.codes.importance import Importance, check_importance, costs_for
+from lowbit.codes.importance import Importance, Weighed, check_importance
 from lowbit.codes.lookup import as_float16, replaced, working
 from lowbit.core.errors import require
 from lowbit.core.fields import Array, Bits, Field
-from lowbit.core.problem import LayerProblem
 from lowbit.core.records import Side
 
 _LEAST_UNIT = 2.0**-24
 
 
 @dataclass(frozen=True)
-class SuperBlocks:
+class SuperBlocks(Weighed):
     """bits: 1 to 8, of a code. scale_bits: 1 to 8, of k and l. count: groups of a super-block.
 
     symmetric: see above. importance: what an error in a column costs (`codes.importance`). steps: fractions of the
@@ -68,9 +67,6 @@ class SuperBlocks:
     def step_zero(self) -> int:
         """What is stored for k = 0."""
         return 1 << (self.scale_bits - 1) if self.symmetric else 0
-
-    def costs(self, problem: LayerProblem) -> Tensor | None:
-        return None if self.importance == "none" else costs_for(self, problem, self.importance)
 
     def fields(self, rows: int, groups: int) -> dict[str, Field]:
         require(
