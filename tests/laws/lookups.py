@@ -55,6 +55,7 @@ LOOKUPS = {
     "planes on a finer grid": Lookup(BinaryCoding(2, "signs", TwoStep(3, 4, 6), "diagonal")),
     "super-blocks": Lookup(SuperBlocks(3, 4, 3, steps=6), 4),
     "super-blocks, symmetric": Lookup(SuperBlocks(2, 6, 2, True, "diagonal", steps=6), 4, "static"),
+    "super-blocks by sensitivity": Lookup(SuperBlocks(3, 4, 3, importance="fisher", steps=6), 4),
     "adaptive blocks": Lookup(AdaptiveBlocks(3, 2), 4, "static"),
     "adaptive blocks with one to spare": Lookup(AdaptiveBlocks(4, 5), 2),
     "dual-grained": Lookup(DualGrained(steps=10), 8),

@@ -6,13 +6,16 @@ purpose.
 
 import copy
 import math
+from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numba
 import torch
 from torch import Tensor
 
 from laws.problems import together
+from lowbit.core.errors import BadRequest
 from lowbit.core.fields import Array, Bits, Field, bits_per_weight
 from lowbit.core.layer import QuantizedLayer, quantize_layer, restore_layer
 from lowbit.core.maps import LinearMap
@@ -25,6 +28,8 @@ from lowbit.core.stored import Relaying, codes_from_fields, codes_to_fields
 from lowbit.packing import pack, unpack
 from lowbit.packing.dense import is_legal
 from lowbit.rounding import Nearest
+from lowbit.statistics import SecondMoment
+from lowbit.transforms import NoTransform
 
 
 def close(a: Tensor, b: Tensor, tolerance: float) -> bool:
@@ -184,6 +189,20 @@ def law_transform_restores(transform: Transform, problem: LayerProblem) -> None:
 
 
 # Codes and rounders
+
+
+def law_missing_sensitivity_is_told_first(code: Code, problem: LayerProblem) -> None:
+    """A code that cannot be fitted without the sensitivity of weights is refused before anything is gathered."""
+
+    def refused(work: Callable[[], object]) -> bool:
+        try:
+            work()
+        except BadRequest:
+            return True
+        return False
+
+    told = refused(lambda: Recipe("law", SecondMoment(), NoTransform(), code, Nearest()).check(problem.shape))
+    assert told == refused(lambda: code.fit(replace(problem, sensitivity=None)))
 
 
 def law_encode_is_idempotent(code: Code, problem: LayerProblem) -> None:

@@ -4,7 +4,11 @@ import pytest
 import torch
 
 from laws.problems import problems
-from laws.statements import law_encode_is_idempotent, law_encode_is_nearest
+from laws.statements import (
+    law_encode_is_idempotent,
+    law_encode_is_nearest,
+    law_missing_sensitivity_is_told_first,
+)
 from laws.tables import CODES, GREEDY
 
 PROBLEMS = [*problems(torch.float32).values(), *problems(torch.float64).values()]
@@ -15,3 +19,8 @@ PROBLEMS = [*problems(torch.float32).values(), *problems(torch.float64).values()
 def test_codes(name, law):
     for problem in PROBLEMS:
         law(CODES[name], problem)
+
+
+@pytest.mark.parametrize("code", CODES.values(), ids=CODES)
+def test_a_code_that_needs_gradients_says_so(code):
+    law_missing_sensitivity_is_told_first(code, PROBLEMS[0])

@@ -15,6 +15,7 @@ from laws.statements import (
     law_identity_hessian_means_nearest,
     law_layer_survives_storage,
     law_merge_is_one_pass,
+    law_missing_sensitivity_is_told_first,
     law_no_tokens_is_said,
     law_same_seed_same_bytes,
     law_side_car_pays,
@@ -113,6 +114,20 @@ def test_code_laws_see_a_code_that_is_not_nearest():
         law_encode_is_nearest(RoundsDown(), PROBLEM)
     with fails():
         law_encode_is_idempotent(RoundsDown(), PROBLEM)
+
+
+@dataclass(frozen=True)
+class LooksInSecret(IntegerGrid):
+    """Fits by the sensitivity of weights and does not say so."""
+
+    def fit(self, problem):
+        problem.sensitivity_for(self)
+        return super().fit(problem)
+
+
+def test_code_laws_see_one_that_looks_in_secret():
+    with fails():
+        law_missing_sensitivity_is_told_first(LooksInSecret(), PROBLEM)
 
 
 class PromisesMore(Ldlq):
