@@ -5,14 +5,15 @@
     lowbit.evaluate   measure a model           lowbit.Calibration, lowbit.Options   on what and how a run works
     lowbit.export     to another tool's format  lowbit.import_   from another tool's format
 
-Importing lowbit makes transformers able to load its checkpoints. transformers has no discovery of plug-ins, and one
-that is not registered leaves its user with an error at best; so that is done at once, everything else when first used.
+Importing lowbit makes transformers able to load its checkpoints, however transformers is imported: it has no discovery
+of plug-ins, and one that is not registered leaves its user with an error at best. Neither transformers nor torch is
+imported for that; all names above are imported when they are first used.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lowbit.integrations.transformers import register
+from lowbit.integrations.discovery import import_after
 from lowbit.version import VERSION as __version__
 
 if TYPE_CHECKING:
@@ -59,4 +60,4 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(_HOMES[name]), name)
 
 
-register()
+import_after("transformers.modeling_utils", "lowbit.integrations.transformers")

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lowbit.core.errors import BadRequest, LowbitError, require
 from lowbit.formats.legality import CONFIG_NAME, check_checkpoint
-from lowbit.integrations.transformers import LowbitConfig, LowbitQuantizer, register
+from lowbit.integrations.transformers import LowbitConfig, LowbitQuantizer
 from lowbit.recipes import from_dict
 
 _WORK_FOLDER = ".lowbit"
@@ -28,7 +28,6 @@ def load(
     folder = Path(folder)
     _check_finished(folder)
     check_checkpoint(folder, from_dict)
-    register()
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype or "auto",

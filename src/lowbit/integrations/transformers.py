@@ -1,5 +1,7 @@
 """lowbit checkpoints in transformers: `AutoModelForCausalLM.from_pretrained(folder)` after `import lowbit`.
 
+Importing this module registers lowbit, which `import lowbit` leaves until transformers itself is imported.
+
 transformers calls the quantizer while the model is an empty skeleton on "meta". The layers that config.json lists are
 replaced by `QuantizedLinear`, whose buffers have the names, types and shapes of the stored tensors, and the loader then
 copies bytes. Fused experts become one module for each expert first. The replaced skeletons are kept (they hold no
@@ -202,3 +204,6 @@ def _check_files(layers: Layers, files: Sequence[str]) -> None:
             if entry is None:
                 raise BadRequest(f"{Path(files[0]).parent} lacks tensor '{layer}.{name}'. Download or copy it again.")
             check_layout(f"{layer}.{name}", field, entry.dtype, entry.shape)
+
+
+register()
