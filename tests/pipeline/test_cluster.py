@@ -47,17 +47,20 @@ def test_no_windows_have_no_parts():
 class Elsewhere:
     """Workers that get copies of what they are sent, and whose results are copied, last call first."""
 
-    def require(self, memory, what):
-        assert memory > 0, what
+    def kind(self, device):
+        return "cpu"
+
+    def require(self, needs, what):
+        assert needs.memory > 0, what
 
     def share(self, value):
         data = io.BytesIO()
         pickle.dump(value, data)
         return data.getvalue()
 
-    def map(self, function, calls, memory):
+    def map(self, function, calls, needs):
         sent = [pickle.dumps((function, arguments)) for arguments in calls]
-        assert memory > 0 or not sent
+        assert needs.memory > 0 or not sent
         return reversed([self._called(data) for data in reversed(sent)])
 
     def _called(self, data):

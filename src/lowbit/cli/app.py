@@ -75,6 +75,10 @@ def quantize(
     cluster: Annotated[
         str | None, typer.Option("--cluster", help="Use a Ray cluster: `auto`, or HOST:PORT of its head.")
     ] = None,
+    device: Annotated[
+        str,
+        typer.Option("--device", help="Where windows run: cpu, cuda or cuda:1. Layers are solved on the processor."),
+    ] = "cpu",
     as_json: JsonOption = False,
 ) -> None:
     """Quantize MODEL into a folder that transformers loads after `import lowbit`."""
@@ -88,7 +92,7 @@ def quantize(
             targets=targets or (),
             ignore=ignore or (),
             calibration=Calibration(calibration, samples, sequence_length, seed),
-            options=Options(resume, strict, cluster=cluster),
+            options=Options(resume, strict, cluster=cluster, device=device),
             progress=progress,
         )
     if as_json:

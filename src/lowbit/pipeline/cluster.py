@@ -1,20 +1,23 @@
 """The machines of a Ray cluster as workers.
 
 A call asks for as many cores as every machine has and for the memory that it was forecast to take: it has a machine
-to itself, the smallest one if they differ, and uses all cores of it. Ray finds the place, moves what was shared there,
-and repeats a call whose machine was lost; functions are pure, so that the repeated call returns the same bytes.
+to itself, the smallest one if they differ, and uses all cores of it. One that computes on an accelerator asks for one,
+and for its share of the cores, so that a machine with eight takes eight such calls. Ray finds the place, moves what was
+shared there, and repeats a call whose machine was lost; functions are pure, so that the repeated call returns the same
+bytes.
 
-Floating-point sums depend on the libraries that take them and on the instructions that a processor has. Machines
-that differ from this one in either are refused: what they return would be as good, but not the same.
+Floating-point sums depend on the libraries that take them, on the instructions that a processor has and on the kind of
+accelerator. Machines that differ in any are refused: what they return would be as good, but not the same.
 
 Bytes moved: arguments of `share` once to every machine that needs them; results once, to this process.
 """
 
+import functools
 import logging
 import os
 import socket
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -30,6 +33,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor
 
 from lowbit.core.errors import BadRequest, LowbitError, require
+from lowbit.pipeline.device import CPU, accelerators, require_room
+from lowbit.pipeline.workers import Needs
 from lowbit.version import VERSION
 
 _REPEATS = 5
@@ -39,18 +44,21 @@ _PATIENCE = 10
 """Seconds for the cluster's head to answer."""
 _PROGRAM = 600_000_000
 """Bytes of a worker with everything imported that has done nothing yet."""
+_SEES_ALL = {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1", "RAY_EXPERIMENTAL_NOSET_HIP_VISIBLE_DEVICES": "1"}
+"""A worker process sees all GPUs of its machine and each call chooses its own: so one process can serve many calls."""
 
 R = TypeVar("R")
 
 
 @dataclass(frozen=True)
 class Machine:
-    """One machine of the cluster. memory: bytes that Ray may give away."""
+    """One machine of the cluster. memory: bytes that Ray may give away; gpus: how many it may, too."""
 
     node: str
     address: str
     cores: int
     memory: int
+    gpus: int
 
 
 @contextmanager
@@ -62,7 +70,7 @@ def connected(address: str) -> Iterator["RayCluster"]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         _knock(address)
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": _SEES_ALL})
     except (OSError, ValueError, RuntimeError) as error:
         raise BadRequest(
             f"--cluster {address}: no Ray cluster answers there ({error}). Start one with `ray start --head`."
@@ -83,36 +91,69 @@ class RayCluster:
 
     machines: tuple[Machine, ...]
 
-    @property
-    def cores(self) -> int:
-        """Of a call: all that the smallest machine has."""
-        return min(machine.cores for machine in self.machines)
+    def _fitting(self, needs: Needs) -> list[tuple[int, Machine]]:
+        """How many calls each machine takes at a time, those that take any."""
+        if needs.device != CPU:
+            return [(machine.gpus, machine) for machine in self.machines if machine.gpus]
+        cores = min(machine.cores for machine in self.machines)
+        return [(machine.cores // cores, machine) for machine in self.machines]
 
-    @property
-    def places(self) -> int:
-        """How many calls run at a time."""
-        return sum(machine.cores // self.cores for machine in self.machines)
+    def resources(self, needs: Needs) -> dict[str, float]:
+        """What Ray is asked for, for one call."""
+        cores = min(max(1, machine.cores // calls) for calls, machine in self._fitting(needs))
+        return {"num_cpus": cores, "num_gpus": int(needs.device != CPU), "memory": _PROGRAM + needs.memory}
 
-    def require(self, memory: int, what: str) -> None:
-        most = max(machine.memory for machine in self.machines)
-        needed = _PROGRAM + memory
+    def kind(self, device: torch.device) -> str:
+        if device == CPU:
+            return "cpu"
+        require(
+            device.index is None,
+            f"--device {device}: on a cluster each call is given one of its own. Use --device {device.type}.",
+        )
+        return self._accelerator[0]
+
+    @functools.cached_property
+    def _accelerator(self) -> tuple[str, int]:
+        """Name and bytes of memory of the cluster's accelerators; BadRequest where there are none, or several kinds."""
+        having = [machine for machine in self.machines if machine.gpus]
+        require(bool(having), "--device: no machine of the cluster has a GPU to give. Use --device cpu.")
+        kinds: dict[tuple[str, int], str] = {}
+        for machine, found in zip(having, _asked(accelerators, having), strict=True):
+            require(
+                len(found) >= machine.gpus,
+                f"--device: {machine.address} is to give {machine.gpus} GPUs, and torch finds {len(found)} there. "
+                "Install a torch that is built for them, or start Ray there with --num-gpus 0.",
+            )
+            kinds |= dict.fromkeys(found, machine.address)
+        listed = ", ".join(f"{name} of {memory / 1e9:.1f} GB ({at})" for (name, memory), at in kinds.items())
+        require(
+            len(kinds) == 1,
+            f"--device: the cluster has {listed}; the result would depend on who computes what. "
+            "Leave all but one kind out.",
+        )
+        return next(iter(kinds))
+
+    def require(self, needs: Needs, what: str) -> None:
+        most = max(machine.memory for _, machine in self._fitting(needs))
+        needed = _PROGRAM + needs.memory
         require(
             needed <= most,
             f"--cluster: {what} takes {needed / 1e9:.2f} GB, and the largest machine has {most / 1e9:.2f} GB to give. "
             "Add a larger one, or fewer tokens a window.",
         )
+        if needs.device != CPU:
+            require_room(*self._accelerator, needs.memory, what)
 
     def share(self, value: Any) -> Any:
         return ray.put(value)
 
-    def map(self, function: Callable[..., R], calls: Iterable[tuple[Any, ...]], memory: int) -> Iterator[R]:
-        call = ray.remote(_called).options(
-            name=function.__name__, num_cpus=self.cores, memory=_PROGRAM + memory, max_retries=_REPEATS
-        )
+    def map(self, function: Callable[..., R], calls: Iterable[tuple[Any, ...]], needs: Needs) -> Iterator[R]:
+        resources, places = self.resources(needs), sum(at_a_time for at_a_time, _ in self._fitting(needs))
+        call = ray.remote(_called).options(name=function.__name__, max_retries=_REPEATS, max_calls=0, **resources)
         under_way: deque[Any] = deque()
         for arguments in calls:
-            under_way.append(call.remote(function, self.cores, *arguments))
-            if len(under_way) > self.places:
+            under_way.append(call.remote(function, resources["num_cpus"], *arguments))
+            if len(under_way) > places:
                 yield _result(under_way.popleft(), function.__name__)
         while under_way:
             yield _result(under_way.popleft(), function.__name__)
@@ -142,7 +183,13 @@ def _called(function: Callable[..., R], cores: int, *arguments: Any) -> R:
     _pack_tensors()
     torch.set_num_threads(cores)
     numba.set_num_threads(min(cores, len(os.sched_getaffinity(0))))
-    return function(*arguments)
+    given = ray.get_runtime_context().get_accelerator_ids()["GPU"]
+    if given and torch.cuda.is_available():
+        torch.cuda.set_device(int(given[0]))
+    try:
+        return function(*arguments)
+    finally:
+        torch.cuda.empty_cache()  # the next call there may be another process's
 
 
 def _machines() -> tuple[Machine, ...]:
@@ -152,21 +199,26 @@ def _machines() -> tuple[Machine, ...]:
         offered = node["Resources"]
         if node["Alive"] and offered.get("CPU", 0) >= 1:
             memory = int(offered.get("memory", 0))
-            found.append(Machine(node["NodeID"], node["NodeManagerAddress"], int(offered["CPU"]), memory))
+            gpus = int(offered.get("GPU", 0))
+            found.append(Machine(node["NodeID"], node["NodeManagerAddress"], int(offered["CPU"]), memory, gpus))
     return tuple(found)
 
 
-def _check_builds(machines: tuple[Machine, ...]) -> None:
-    """Raise BadRequest naming a machine that would not compute the same as this one."""
-    asked = [
-        ray.remote(build)
+def _asked(function: Callable[[], R], machines: Sequence[Machine]) -> list[R]:
+    """What a function returns on each machine."""
+    promises = [
+        ray.remote(function)
         .options(num_cpus=1, scheduling_strategy=NodeAffinitySchedulingStrategy(machine.node, soft=False))
         .remote()
         for machine in machines
     ]
+    return [_result(promise, function.__name__) for promise in promises]
+
+
+def _check_builds(machines: tuple[Machine, ...]) -> None:
+    """Raise BadRequest naming a machine that would not compute the same as this one."""
     here = build()
-    for machine, promise in zip(machines, asked, strict=True):
-        there = _result(promise, "build")
+    for machine, there in zip(machines, _asked(build, machines), strict=True):
         differing = {name: found for name, found in there.items() if found != here[name]}
         require(
             not differing,

@@ -32,6 +32,7 @@ from lowbit.pipeline.activations import ATTENTION_PAIRS, BATCH_TOKENS, Room, bat
 from lowbit.pipeline.architecture import Block, set_weight, shape_of, weight_of
 from lowbit.pipeline.attention import ATTENTION, watch_attention
 from lowbit.pipeline.capture import Call, Group, Stage, final_logits, find_stages, record_calls, run_block, sibling
+from lowbit.pipeline.device import CPU
 from lowbit.pipeline.forecast import solve_memory, watch_memory
 from lowbit.pipeline.gradients import gather_gradients
 from lowbit.pipeline.journal import Journal
@@ -41,7 +42,7 @@ from lowbit.pipeline.plan import Plan, PlannedLayer, all_reads
 from lowbit.pipeline.replay import find_tails
 from lowbit.pipeline.solve import Solved, Task, solve
 from lowbit.pipeline.source import SourceModel
-from lowbit.pipeline.workers import Here, Workers
+from lowbit.pipeline.workers import Here, Needs, Workers
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done and how much there is."""
@@ -53,8 +54,8 @@ CHECK_TOKENS = 64
 class Run:
     """What stays the same over a run.
 
-    windows: [samples, tokens]; work: the folder of unfinished work; budget: bytes of hidden states in memory; workers:
-    where layers are observed and solved.
+    windows: [samples, tokens]; work: the folder of unfinished work; budget: bytes of hidden states in memory; device:
+    where windows run; workers: who observes and solves layers.
     """
 
     source: SourceModel
@@ -66,6 +67,7 @@ class Run:
     strict: bool
     budget: int
     progress: Progress
+    device: torch.device = CPU
     workers: Workers = field(default_factory=Here)
 
     @property
@@ -103,13 +105,13 @@ class _Hidden:
 @dataclass(frozen=True, eq=False)
 class _Passage:
     """A block and the windows before it. hidden: of all windows; windows: the parts of it, in order; parts: the same,
-    shared; memory: bytes it takes to watch one."""
+    shared; needs: of watching one."""
 
     watched: Watched
     hidden: _Hidden
     windows: list[Windows]
     parts: list[Any]
-    memory: int
+    needs: Needs
     check: tuple[Tensor, Call]
 
 
@@ -141,15 +143,15 @@ def _passage(run: Run, hidden: _Hidden, index: int) -> _Passage:
     windows = list(hidden.windows.parts(run.batch_tokens))
     parts = [run.workers.share(part) for part in windows]
     tails = find_tails(block, *check)
-    memory = watch_memory(run.plan.workload, run.plan.workload.blocks[index])
-    watched = Watched(block, call, original, feeding, tails, run.batch_tokens)
-    return _Passage(watched, hidden, windows, parts, memory, check)
+    needs = Needs(watch_memory(run.plan.workload, run.plan.workload.blocks[index]), run.device)
+    watched = Watched(block, call, original, feeding, tails, run.batch_tokens, run.device)
+    return _Passage(watched, hidden, windows, parts, needs, check)
 
 
 def _advance(run: Run, hidden: _Hidden, passage: _Passage) -> None:
     """Replace the hidden states by the block's outputs."""
     watched = run.workers.share(passage.watched) if passage.parts else passage.watched
-    for part in run.workers.map(advance, ((watched, part) for part in passage.parts), passage.memory):
+    for part in run.workers.map(advance, ((watched, part) for part in passage.parts), passage.needs):
         hidden.windows.put(part)
     hidden.check = run_block(passage.watched.block.module, *passage.check)
 
@@ -200,8 +202,8 @@ def _quantize_block(run: Run, passage: _Passage, gradients: States, done: int) -
         # Also those of layers that are done already: experts with few tokens share the statistics of all.
         states = _states(run, passage, stage, _statistics(stage, planned), gradients) if todo else {}
         return_freed_memory()
-        memory = max((solve_memory(layer.work) for layer in todo.values()), default=0)
-        solved = run.workers.map(solve, _tasks(run, stage, todo, linears, states), memory)
+        needs = Needs(max((solve_memory(layer.work) for layer in todo.values()), default=0))
+        solved = run.workers.map(solve, _tasks(run, stage, todo, linears, states), needs)
         for name in stage.layers:
             if name in todo:
                 _keep(run, planned[name], next(solved))
@@ -219,7 +221,7 @@ def _states(
         return {}
     watched = run.workers.share(passage.watched)
     keep = _worth_keeping(passage, stage)
-    found = run.workers.map(gather, ((watched, part, wanted, keep) for part in list(passage.parts)), passage.memory)
+    found = run.workers.map(gather, ((watched, part, wanted, keep) for part in list(passage.parts)), passage.needs)
     return merge((_keep_inputs(run, passage, number, one) for number, one in enumerate(found)), gradients)
 
 

@@ -17,7 +17,14 @@ from typing import Any
 from lowbit.core.errors import BadRequest
 from lowbit.formats.files import append_durably
 
-_WORDS = {"model": "model", "recipe": "recipe", "calibration": "calibration", "lowbit": "lowbit version"}
+_WORDS = {
+    "model": "model",
+    "recipe": "recipe",
+    "calibration": "calibration",
+    "lowbit": "lowbit version",
+    "device": "device",
+}
+_READABLE = {"lowbit", "device"}
 
 
 @dataclass(eq=False)
@@ -58,8 +65,9 @@ class Journal:
             raise BadRequest(f"{path}: its first line is missing. Start again in an empty folder.")
         for key, digest in digests.items():
             if started.get(key) != digest:
+                told = f" ({started.get(key)}, not {digest})" if key in _READABLE else ""
                 raise BadRequest(
-                    f"{path.parent.parent} was started with another {_WORDS[key]}. "
+                    f"{path.parent.parent} was started with another {_WORDS[key]}{told}. "
                     f"Resume with the same {_WORDS[key]}, or start in an empty folder."
                 )
         return journal

@@ -2,8 +2,8 @@
 
     state = merge of gather(watched, part).states over the parts of the windows, in order
 
-`gather` and `advance` are pure: they may run anywhere. What a part is depends on the calibration alone, so that sums
-are the same wherever, and by however many, parts are summed.
+`gather` and `advance` are pure: they may run anywhere, on an accelerator too, from and to the processor's memory. What
+a part is depends on the calibration alone, so that sums are the same wherever, and by however many, parts are summed.
 
 The block runs as far as the stage's inputs in its present state, then, where a statistic asks for it, a copy in its
 original weights: on the original model's hidden states for float inputs, on the quantized prefix's for attention. Of
@@ -24,6 +24,7 @@ from lowbit.pipeline.activations import BATCH_TOKENS, batches, parts
 from lowbit.pipeline.architecture import Block
 from lowbit.pipeline.attention import ATTENTION, Attention, watch_attention
 from lowbit.pipeline.capture import Call, Group, hooks, run_block
+from lowbit.pipeline.device import CPU, computing_on, fetched, sent
 from lowbit.pipeline.machine import return_freed_memory
 from lowbit.pipeline.replay import Kept, Tail, replayed
 from lowbit.runtime.experts import LinearExperts
@@ -144,7 +145,7 @@ class Watched:
 
     call: its arguments for so many windows. original: the block in its original weights, or None where nothing looks
     at it. feeding: the layers that feed its attention. tails: modules that need not run where the windows hold what
-    their last layer reads. batch_tokens: run together.
+    their last layer reads. batch_tokens: run together. device: where.
     """
 
     block: Block
@@ -153,6 +154,7 @@ class Watched:
     feeding: frozenset[str] = frozenset()
     tails: Mapping[str, Tail] = field(default_factory=dict)
     batch_tokens: int = BATCH_TOKENS
+    device: torch.device = CPU
 
     def observe(self, batch: Windows, names: list[str], needed: frozenset[Observable]) -> Scene:
         """Run a batch for what `needed` names of layers `names`."""
@@ -194,28 +196,34 @@ def gather(
 ) -> Gathered:
     """The state of each group's statistics over the windows, and what the layers `keep`, one of each group, read."""
     gathered = Gathered({}, {}, {})
-    states = gathered.states
     needed = frozenset[Observable]().union(*(one.reads for found in wanted.values() for one in found))
-    for batch in windows.batches(watched.batch_tokens) if needed else ():
-        scene = watched.observe(batch, [group.layers[0] for group in wanted], needed)
-        for name in keep:
-            _keep(gathered.kept, name, scene.inputs, scene.shape)
-            _keep(gathered.kept_full, name, scene.float_inputs, scene.shape)
-        for group, statistics in wanted.items():
-            seen = scene.of(group.layers[0])
-            for statistic in statistics if seen else ():
-                state = states.get((group, statistic))
-                state = statistic.init(seen["inputs"].shape[1]) if state is None else state
-                observed = {one: seen[one] for one in seen.keys() & statistic.reads}
-                states[group, statistic] = statistic.update(state, observed)
-        return_freed_memory()
-    return gathered
+    with computing_on(watched.device):
+        placed = sent(watched, watched.device) if needed else watched
+        for batch in windows.batches(watched.batch_tokens) if needed else ():
+            scene = placed.observe(sent(batch, watched.device), [group.layers[0] for group in wanted], needed)
+            for name in keep:
+                _keep(gathered.kept, name, scene.inputs, scene.shape)
+                _keep(gathered.kept_full, name, scene.float_inputs, scene.shape)
+            _update(gathered.states, wanted, scene)
+            return_freed_memory()
+        return fetched(gathered, watched.device)
+
+
+def _update(states: States, wanted: Mapping[Group, set[Statistic]], scene: Scene) -> None:
+    """Add a batch to the state of each group's statistics."""
+    for group, statistics in wanted.items():
+        seen = scene.of(group.layers[0])
+        for statistic in statistics if seen else ():
+            state = states.get((group, statistic))
+            state = statistic.init(seen["inputs"].shape[1]) if state is None else state
+            observed = {one: seen[one] for one in seen.keys() & statistic.reads}
+            states[group, statistic] = statistic.update(state, observed)
 
 
 def _keep(kept: dict[str, list[Tensor]], name: str, inputs: Mapping[str, Tensor], shape: tuple[int, int]) -> None:
     """Note what a layer read of a batch of S windows of T tokens, if it met all of them."""
     if name in inputs and len(inputs[name]) == shape[0] * shape[1]:
-        kept.setdefault(name, []).append(inputs[name].view(*shape, -1))
+        kept.setdefault(name, []).append(inputs[name].view(*shape, -1).cpu())
 
 
 def merge(parts: Iterable[States], started: States) -> States:
@@ -237,15 +245,19 @@ def _merge(states: States, part: States, started: States) -> None:
 def advance(watched: Watched, windows: Windows) -> Windows:
     """The windows behind the block: its outputs for hidden states."""
     quantized, full = [], []
-    for batch in windows.batches(watched.batch_tokens):
-        call = watched.call(len(batch.quantized))
-        with replayed(watched.block, watched.tails, batch.kept):
-            quantized.append(run_block(watched.block.module, batch.quantized, call))
-        batch.require_finite(quantized[-1].flatten(0, 1), f"{watched.block.name} (output)")
-        if batch.full is not None and watched.original is not None:
-            with replayed(watched.original, watched.tails, batch.kept_full):
-                full.append(run_block(watched.original.module, batch.full, call))
-        return_freed_memory()
+    with computing_on(watched.device):
+        placed = sent(watched, watched.device)
+        block, original = placed.block, placed.original
+        for batch in (sent(one, watched.device) for one in windows.batches(watched.batch_tokens)):
+            call = placed.call(len(batch.quantized))
+            with replayed(block, placed.tails, batch.kept):
+                output = run_block(block.module, batch.quantized, call)
+            batch.require_finite(output.flatten(0, 1), f"{block.name} (output)")
+            quantized.append(output.cpu())
+            if batch.full is not None and original is not None:
+                with replayed(original, placed.tails, batch.kept_full):
+                    full.append(run_block(original.module, batch.full, call).cpu())
+            return_freed_memory()
     return Windows(torch.cat(quantized), torch.cat(full) if full else None, windows.token_counts, windows.first)
 
 

@@ -29,13 +29,14 @@ from lowbit.formats.shards import read_tensors
 from lowbit.integrations.transformers import remote_code_stub
 from lowbit.pipeline.assemble import assemble, move_into_place
 from lowbit.pipeline.capture import final_logits, record_calls, run_block
+from lowbit.pipeline.device import device_of
 from lowbit.pipeline.drive import Progress, Run, layer_records, quantize_blocks
 from lowbit.pipeline.forecast import solve_memory, watch_memory
 from lowbit.pipeline.journal import Journal, exclusive
 from lowbit.pipeline.plan import Assignment, Plan, make_plan
 from lowbit.pipeline.source import SourceModel
 from lowbit.pipeline.text import calibration_windows, read_texts, shuffled, token_stream, windows_digest
-from lowbit.pipeline.workers import Workers, workers_at
+from lowbit.pipeline.workers import Needs, Workers, workers_at
 from lowbit.version import VERSION
 
 WORK = ".lowbit"
@@ -62,12 +63,14 @@ class Calibration:
 class Options:
     """resume: go on with the unfinished run in the output folder. strict: any outcome is an error.
     budget: bytes of hidden states kept in memory before they go to disk. cluster: address of the Ray cluster that
-    observes and solves layers, None for this process; the result is the same."""
+    observes and solves layers, None for this process; the result is the same. device: where windows run and statistics
+    are summed, `cpu`, `cuda` or `cuda:1`; layers are solved on the processor."""
 
     resume: bool = False
     strict: bool = False
     budget: int = 4 << 30
     cluster: str | None = None
+    device: str = "cpu"
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -98,21 +101,23 @@ def run(
     planned = make_plan(source, assignment, calibration.samples, length, options.budget)
     _check_folder(out, planned, options.resume)
     windows = _windows(source, planned, calibration, length)
-    digests = {
-        "lowbit": VERSION,
-        "recipe": _digest(assignment.describe()),
-        "calibration": _digest([windows_digest(windows), calibration.seed]),
-        "model": source.digest(lambda done, total: progress("reading the model", done, total)),
-    }
+    device = device_of(options.device)
     with workers_at(options.cluster) as workers:
-        _require_memory(workers, planned)
+        digests = {
+            "lowbit": VERSION,
+            "recipe": _digest(assignment.describe()),
+            "calibration": _digest([windows_digest(windows), calibration.seed]),
+            "device": workers.kind(device),
+        }
+        _require_memory(workers, planned, device)
+        digests["model"] = source.digest(lambda done, total: progress("reading the model", done, total))
         work = out / WORK
         (work / "layers").mkdir(parents=True, exist_ok=True)
         with exclusive(work):
             path = work / "journal.jsonl"
             journal = Journal.resume(path, digests) if path.exists() else Journal.start(path, digests)
-            given = calibration.seed, options.strict, options.budget
-            job = Run(source, planned, windows, work, journal, *given, progress, workers)
+            given = calibration.seed, options.strict, options.budget, progress, device, workers
+            job = Run(source, planned, windows, work, journal, *given)
             difference = _finish(job, _quantized(job), progress)
             record = _record(job, model, assignment, calibration, digests, difference)
             record["seconds"] = {"total": round(time.perf_counter() - started, 2)}
@@ -121,12 +126,12 @@ def run(
     return record
 
 
-def _require_memory(workers: Workers, planned: Plan) -> None:
+def _require_memory(workers: Workers, planned: Plan, device: torch.device) -> None:
     """Raise BadRequest where some of the work fits no machine."""
     for block in planned.workload.blocks:
-        workers.require(watch_memory(planned.workload, block), "running windows through a block")
+        workers.require(Needs(watch_memory(planned.workload, block), device), "running windows through a block")
     for layer in planned.layers:
-        workers.require(solve_memory(layer.work), f"solving {layer.name}")
+        workers.require(Needs(solve_memory(layer.work)), f"solving {layer.name}")
 
 
 def _length(source: SourceModel, calibration: Calibration) -> int:

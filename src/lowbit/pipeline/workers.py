@@ -12,30 +12,46 @@ do not depend on where they were computed, so neither does anything the driver d
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from itertools import starmap
 from typing import Any, Protocol, TypeVar
 
+import torch
+
 from lowbit.core.errors import BadRequest
+from lowbit.pipeline.device import CPU, found_here, require_room
 
 R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Of one call. memory: bytes; device: where it computes, which on an accelerator takes as many bytes there."""
+
+    memory: int
+    device: torch.device = CPU
 
 
 class Workers(Protocol):
     """Those who do the work."""
 
-    def require(self, memory: int, what: str) -> None:
-        """Raise BadRequest where no machine has `memory` bytes for one call; `what` says what it is for."""
+    def kind(self, device: torch.device) -> str:
+        """What computes for calls that need `device`: `cpu`, or an accelerator's name. Sums depend on it."""
+        ...
+
+    def require(self, needs: Needs, what: str) -> None:
+        """Raise BadRequest where no machine has what one call needs; `what` says what it is for."""
         ...
 
     def share(self, value: Any) -> Any:
         """What to pass to `map` in place of a value that several calls need, so that it is sent but once."""
         ...
 
-    def map(self, function: Callable[..., R], calls: Iterable[tuple[Any, ...]], memory: int) -> Iterator[R]:
+    def map(self, function: Callable[..., R], calls: Iterable[tuple[Any, ...]], needs: Needs) -> Iterator[R]:
         """What `function` returns for each tuple of arguments, in order.
 
         function: a pure one of a module; arguments and results can be pickled, and arguments are not changed.
-        memory: bytes that one call takes. Raises what `function` raises.
+        needs: of one call. Raises what `function` raises.
         """
         ...
 
@@ -43,13 +59,18 @@ class Workers(Protocol):
 class Here:
     """This process: each call is made when its result is asked for."""
 
-    def require(self, memory: int, what: str) -> None:
-        """What this machine has is forecast, not enforced: the operating system may page."""
+    def kind(self, device: torch.device) -> str:
+        return "cpu" if device == CPU else found_here(device)[0]
+
+    def require(self, needs: Needs, what: str) -> None:
+        """The processor's memory is forecast, not enforced: the operating system may page. An accelerator does not."""
+        if needs.device != CPU:
+            require_room(*found_here(needs.device), needs.memory, what)
 
     def share(self, value: Any) -> Any:
         return value
 
-    def map(self, function: Callable[..., R], calls: Iterable[tuple[Any, ...]], memory: int) -> Iterator[R]:
+    def map(self, function: Callable[..., R], calls: Iterable[tuple[Any, ...]], needs: Needs) -> Iterator[R]:
         return starmap(function, calls)
 
 
