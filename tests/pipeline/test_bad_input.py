@@ -7,6 +7,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import lowbit
+from lowbit import api
 from lowbit.core.errors import BadRequest
 from lowbit.pipeline import quantize as pipeline
 from lowbit.pipeline.quantize import Calibration
@@ -77,6 +78,10 @@ def test_group_sizes_that_do_not_divide_name_every_layer_and_what_fits(model, tm
 def test_patterns_that_leave_nothing(model, tmp_path):
     refused(model, tmp_path / "out", "No layer would be quantized", ignore=["*"])
     refused(model, tmp_path / "out", "not a regular expression", ignore=["re:("])
+    refused(model, tmp_path / "out", r"--targets 'q_prj' matches no layer.* q_proj", targets=["q_prj"])
+    refused(model, tmp_path / "out", r"--ignore '\*.nothing' matches no layer", ignore=["*.nothing"])
+    refused(model, tmp_path / "out", "--override 'lm_head' matches", overrides={"lm_head": lowbit.recipes.rtn()})
+    api.plan(model, "rtn", ignore=["lm_head"])  # left alone anyway
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "header"])

@@ -50,6 +50,8 @@ def test_a_result_is_recalled_for_the_same_hessian_and_setting_as_long_as_it_liv
 
     a, b = random(3, 3), random(3, 3)
     assert [found(a, 1), found(a, 1), found(a, 2), found(b, 2), found(a, 2)] == [1, 1, 2, 3, 4]
+    a[0, 0] = 0
+    assert found(a, 2) == 5
     del a
     gc.collect()
     assert recall._last is None

@@ -2,8 +2,8 @@
 
 Layers that read the same inputs (queries, keys and values; gate and up) are solved one after the other with one and the
 same tensor as Hessian. What depends on nothing else is worked out for the first and found for the others. One result is
-kept, only as long as its Hessian lives and only where it is small, so it costs no memory that counts; whether anything
-is found changes no result. Hessians are never modified in place, which makes this sound.
+kept, only as long as its Hessian lives unchanged and only where it is small, so it costs no memory that counts; whether
+anything is found changes no result.
 """
 
 import weakref
@@ -25,13 +25,13 @@ class Recall(Generic[R]):
 
     def of(self, hessian: Tensor, setting: Hashable, work: Callable[[], R]) -> R:
         """The result of `work` for a Hessian and a setting."""
-        last = self._last
-        if last is not None and last[0]() is hessian and last[1] == setting:
+        last, key = self._last, (setting, hessian._version)  # which counts changes in place
+        if last is not None and last[0]() is hessian and last[1] == key:
             return last[2]
         self._last = last = None  # before there is another
         result = work()
         if hessian.nbytes <= _LARGEST:
-            self._last = weakref.ref(hessian, self._forget), setting, result
+            self._last = weakref.ref(hessian, self._forget), key, result
         return result
 
     def _forget(self, dead: "weakref.ref[Tensor]") -> None:

@@ -137,8 +137,10 @@ class Plan:
 def make_plan(source: SourceModel, assignment: Assignment, samples: int, length: int, budget: int) -> Plan:
     """Plan to quantize `source` with `samples` calibration windows of `length` tokens and an activation budget.
 
-    Raises BadRequest where nothing would be quantized or a recipe does not fit a layer, naming all such layers.
+    Raises BadRequest where nothing would be quantized, a pattern matches no layer, or a recipe does not fit a layer,
+    naming all such layers.
     """
+    _require_matches(source, assignment)
     blocks: dict[str, tuple[PlannedLayer, ...]] = {}
     reasons: dict[str, str] = {}
     misfits: list[str] = []
@@ -157,6 +159,21 @@ def make_plan(source: SourceModel, assignment: Assignment, samples: int, length:
     workload = _workload(source, blocks, samples, length, budget)
     parameters = sum(entry.nbytes // entry.dtype.itemsize for entry in source.shards.entries.values())
     return Plan(layers, left, source.shards.nbytes, parameters, workload, blocks)
+
+
+def _require_matches(source: SourceModel, assignment: Assignment) -> None:
+    """Raise BadRequest for a pattern that matches no layer; `ignore` may also name what is left alone anyway."""
+    layers = [name for block in source.blocks for name, _ in block.linears()]
+    every = [*layers, *(name for name, _ in source.model.named_modules())]
+    given = [("--override", pattern, layers) for pattern, _ in assignment.overrides]
+    given += [("--targets", pattern, layers) for pattern in assignment.targets]
+    given += [("--ignore", pattern, every) for pattern in assignment.ignore]
+    for option, pattern, names in given:
+        if not any(matches(pattern, name) for name in names):
+            ends = sorted({name.rpartition(".")[2] for name in layers})
+            raise BadRequest(
+                f"{option} {pattern!r} matches no layer. Their names end in {', '.join(ends)}; the first is {layers[0]}."
+            )
 
 
 def _planned(
