@@ -33,8 +33,14 @@ def test_layers():
     assert all(one["name"] in text for one in data)
     assert text.count("dead inputs") == 1
     first, second = text.splitlines()[3:5]
-    assert first.split()[5:10] == ["3.25", "0.300", "%", "0.200", "%"]
-    assert second.split()[5:8] == ["3.25", "0.300", "%"]
+    assert first.split()[4:9] == ["3.25", "0.300", "%", "0.200", "%"]
+    assert second.split()[4:7] == ["3.25", "0.300", "%"]
+
+
+def test_columns_that_say_nothing_are_left_out():
+    assert not {"recipe", "outcomes"} & set(shown(layers_table(layers())).splitlines()[1].split())
+    mixed = [layer("a"), layer("b", outcomes=[outcome()]) | {"recipe": "rtn"}]
+    assert {"recipe", "outcomes"} < set(shown(layers_table(mixed)).splitlines()[1].split())
 
 
 def test_limits():

@@ -1,16 +1,18 @@
-"""The command line. Results go to stdout, progress and errors to stderr; exit 0 done, 2 bad request, 1 failed."""
+"""The command line. Results go to stdout, progress and errors to stderr; exit 0 done, 2 bad request, 1 failed.
+
+Modules here that hold commands import the library inside them: help and wrong options are answered at once.
+"""
 
 import sys
 
-from transformers.utils.logging import disable_progress_bar
-
 from lowbit.cli.app import app
 from lowbit.core.errors import LowbitError
+from lowbit.integrations.discovery import import_after
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers' own bars, between ours
+    import_after("transformers.modeling_utils", "lowbit.cli.quiet")
     try:
         app()
     except LowbitError as error:

@@ -1,39 +1,17 @@
 """The commands. Each parses what was typed, calls the library and shows the answer."""
 
-import inspect
 import json
-from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import torch
 import typer
-from rich.console import Console
-from rich.table import Table
-from transformers import AutoTokenizer
 
-from lowbit import api
-from lowbit.cli.demo import run_demo, write_on
 from lowbit.cli.doctor import doctor
 from lowbit.cli.exchange import export, import_
-from lowbit.cli.progress import progress_bars
 from lowbit.cli.reports import compare, report
-from lowbit.cli.requests import overrides_of, parse_settings, recipe_of
-from lowbit.core.errors import BadRequest
-from lowbit.core.fields import bits_per_weight
-from lowbit.core.recipe import Recipe
-from lowbit.evaluation import evaluate
-from lowbit.formats.legality import check_checkpoint, read_quantization_config
-from lowbit.formats.shards import read_json
-from lowbit.integrations.loading import load
-from lowbit.pipeline.plan import Plan
-from lowbit.pipeline.quantize import Calibration, Options
-from lowbit.recipes import CATALOGUE, from_dict, to_dict, to_toml
-from lowbit.report import numbers
-from lowbit.report.grid import DISTANCE, RELATIVE_LOSS, worst_first
-from lowbit.report.table import layers_table, limits_table, measures_table
+from lowbit.version import VERSION
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 ModelArgument = Annotated[str, typer.Argument(help="A model folder or a name on the hub.", metavar="MODEL")]
 RecipeOption = Annotated[str, typer.Option("--recipe", help="A recipe's name (see `lowbit recipes`) or a .toml file.")]
@@ -55,6 +33,21 @@ SamplesOption = Annotated[int, typer.Option("--samples", help="Calibration windo
 LengthOption = Annotated[int | None, typer.Option("--sequence-length", help="Tokens a window; by default up to 2048.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Chooses windows and everything random in a recipe.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"lowbit {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def lowbit(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Any Hugging Face causal language model in, the most accurate low-bit model for its size out."""
 
 
 @app.command()
@@ -82,6 +75,12 @@ def quantize(
     as_json: JsonOption = False,
 ) -> None:
     """Quantize MODEL into a folder that transformers loads after `import lowbit`."""
+    from lowbit import api
+    from lowbit.cli.progress import progress_bars
+    from lowbit.cli.requests import overrides_of, parse_settings, recipe_of
+    from lowbit.cli.summary import show_run
+    from lowbit.pipeline.quantize import Calibration, Options
+
     settings = parse_settings(set_ or [])
     with progress_bars() as progress:
         record = api.quantize(
@@ -97,25 +96,8 @@ def quantize(
         )
     if as_json:
         print(json.dumps(record))
-        return
-    console = Console()
-    size, outcomes = record["size"], [outcome for layer in record["layers"] for outcome in layer["outcomes"]]
-    for outcome, count in Counter((o["kind"], o["remedy"]) for o in outcomes).items():
-        console.print(f"{count} layers: {outcome[0]}. {outcome[1]}", style="yellow", highlight=False)
-    console.print("The five layers with the largest relative loss:")
-    console.print(layers_table(worst_first(record["layers"], RELATIVE_LOSS)[:5]))
-    console.print(
-        f"{numbers.size(size['before'])} -> {numbers.size(size['after'])}, "
-        f"{size['bits_per_weight']:.3f} bits per quantized weight, {size['bits_per_parameter']:.3f} per parameter, "
-        f"in {numbers.duration(record['seconds']['total'])}.\n",
-        highlight=False,
-    )
-    console.print(
-        f"Report: {out / 'report.html'}\nMeasure it: lowbit report {out}\n"
-        f"Try it: lowbit generate {out} 'Once upon a time'",
-        highlight=False,
-        soft_wrap=True,
-    )
+    else:
+        show_run(record, out)
 
 
 @app.command()
@@ -131,6 +113,11 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Show what `quantize` would do: every layer, sizes, time and memory. Nothing is run."""
+    from lowbit import api
+    from lowbit.cli.requests import overrides_of, parse_settings, recipe_of
+    from lowbit.cli.summary import plan_data, show_plan
+    from lowbit.pipeline.quantize import Calibration
+
     settings = parse_settings(set_ or [])
     planned = api.plan(
         model,
@@ -141,9 +128,9 @@ def plan(
         calibration=Calibration(samples=samples, length=sequence_length),
     )
     if as_json:
-        print(json.dumps(_plan_data(planned)))
+        print(json.dumps(plan_data(planned)))
     else:
-        _show_plan(planned, Console())
+        show_plan(planned)
 
 
 @app.command("eval")
@@ -157,6 +144,12 @@ def evaluate_model(
     as_json: JsonOption = False,
 ) -> None:
     """Measure MODEL: perplexity, KL and agreement to --reference, size, tasks."""
+    from rich.console import Console
+
+    from lowbit.cli.progress import progress_bars
+    from lowbit.evaluation import evaluate
+    from lowbit.report import measures_table
+
     names = [task for task in tasks.split(",") if task]
     with progress_bars() as bars:
         measures = evaluate(
@@ -181,6 +174,13 @@ def generate(
     tokens: Annotated[int, typer.Option("--tokens", help="How many tokens to write.")] = 64,
 ) -> None:
     """Let a quantized model go on from PROMPT, greedily."""
+    import torch
+    from transformers import AutoTokenizer
+
+    from lowbit.cli.demo import write_on
+    from lowbit.core.errors import BadRequest
+    from lowbit.integrations.loading import load
+
     loaded = load(Path(model), dtype=torch.float32)
     if not prompt:
         raise BadRequest("The prompt is empty. Give at least one word.")
@@ -193,26 +193,12 @@ def inspect_folder(
     as_json: JsonOption = False,
 ) -> None:
     """Check a quantized folder against the format and show what it holds."""
-    parsed = read_quantization_config(folder)
-    check_checkpoint(folder, from_dict)
-    path = folder / "report.json"
-    record = read_json(path) if path.is_file() else None
+    from lowbit.cli.folders import folder_data, show_folder
+
     if as_json:
-        layers = {name: {"recipe": entry.recipe, "shape": entry.shape} for name, entry in parsed.layers.items()}
-        found = {"lowbit_version": parsed.lowbit_version, "recipes": list(parsed.recipes), "layers": layers}
-        print(json.dumps(found | {"report": record}))
-        return
-    console = Console()
-    console.print(
-        f"{folder}: a legal checkpoint of {len(parsed.layers)} quantized layers, lowbit {parsed.lowbit_version}."
-    )
-    for data in parsed.recipes:
-        console.print(to_toml(from_dict(data)), markup=False)
-    if record is not None and record["layers"]:
-        console.print("Layers by relative loss, worst first:")
-        console.print(layers_table(worst_first(record["layers"], RELATIVE_LOSS)))
-        console.print("The five layers farthest from the least loss that their bits allow:")
-        console.print(limits_table(worst_first(record["layers"], DISTANCE)[:5]))
+        print(json.dumps(folder_data(folder)))
+    else:
+        show_folder(folder)
 
 
 app.command()(report)
@@ -228,23 +214,14 @@ def recipes(
     as_json: JsonOption = False,
 ) -> None:
     """List the recipes, or show one: what it is, its paper, its settings, its parts, its bits per weight."""
-    chosen = {name: recipe_of(name, {})} if name else {known: recipe_of(known, {}) for known in CATALOGUE}
+    from lowbit.cli.listing import list_recipes, recipes_data, show_recipe
+
     if as_json:
-        print(json.dumps([_recipe_data(known, recipe) for known, recipe in chosen.items()]))
-        return
-    console = Console()
-    if name:
-        settings = ", ".join(f"{p.name}={p.default}" for p in inspect.signature(CATALOGUE[name]).parameters.values())
-        console.print(f"{name}({settings})\n", markup=False, highlight=False)
-        console.print(inspect.getdoc(CATALOGUE[name]), markup=False, highlight=False)
-        console.print(f"\nAt its default settings, [4096, 4096] takes {_bits(chosen[name]):.4f} bits per weight:\n")
-        console.print(to_toml(chosen[name]), markup=False)
-        return
-    table = Table("recipe", "what it does", "bits per weight", box=None)
-    for known, recipe in chosen.items():
-        table.add_row(known, _first_line(known), f"{_bits(recipe):.3f}")
-    console.print(table)
-    console.print("\nBits per weight at default settings for a [4096, 4096] layer. More: lowbit recipes NAME")
+        print(json.dumps(recipes_data(name)))
+    elif name:
+        show_recipe(name)
+    else:
+        list_recipes()
 
 
 @app.command()
@@ -252,67 +229,6 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="The folder to write.")] = Path("out/demo"),
 ) -> None:
     """Quantize the model that ships with lowbit in several ways, and compare. Offline, a few minutes."""
+    from lowbit.cli.demo import run_demo
+
     run_demo(out)
-
-
-def _recipe_data(name: str, recipe: Recipe) -> dict[str, Any]:
-    settings = {p.name: p.default for p in inspect.signature(CATALOGUE[name]).parameters.values()}
-    about = inspect.getdoc(CATALOGUE[name])
-    return {
-        "name": name,
-        "about": about,
-        "settings": settings,
-        "parts": to_dict(recipe),
-        "bits_per_weight": _bits(recipe),
-    }
-
-
-def _bits(recipe: Recipe) -> float:
-    return bits_per_weight(recipe.fields((4096, 4096)), (4096, 4096))
-
-
-def _first_line(name: str) -> str:
-    return (inspect.getdoc(CATALOGUE[name]) or "").partition("\n")[0]
-
-
-def _plan_data(planned: Plan) -> dict[str, Any]:
-    return {
-        "layers": [
-            {
-                "name": layer.name,
-                "shape": layer.shape,
-                "recipe": layer.recipe.name,
-                "bits_per_weight": layer.bits_per_weight,
-                "bytes": layer.nbytes,
-            }
-            for layer in planned.layers
-        ],
-        "left_alone": [
-            {"name": t.name, "shape": t.shape, "bytes": t.nbytes, "reason": t.reason} for t in planned.left_alone
-        ],
-        "bytes_before": planned.bytes_before,
-        "bytes_after": planned.bytes_after,
-        "bits_per_weight": planned.bits_per_weight,
-        "bits_per_parameter": planned.bits_per_parameter,
-        "memory": planned.memory,
-        "seconds": planned.seconds,
-    }
-
-
-def _show_plan(planned: Plan, console: Console) -> None:
-    table = Table("layer", "shape", "recipe", "bits per weight", "size", box=None)
-    for layer in planned.layers:
-        shape = f"{layer.shape[0]} x {layer.shape[1]}"
-        table.add_row(layer.name, shape, layer.recipe.name, f"{layer.bits_per_weight:.3f}", numbers.size(layer.nbytes))
-    console.print(table)
-    alone = Table("left alone", "shape", "size", "why", box=None)
-    for tensor in planned.left_alone:
-        alone.add_row(tensor.name, " x ".join(map(str, tensor.shape)), numbers.size(tensor.nbytes), tensor.reason)
-    console.print(alone)
-    console.print(
-        f"\nFound {len(planned.layers)} layers to quantize, {len(planned.left_alone)} tensors left alone.\n"
-        f"Size {numbers.size(planned.bytes_before)} -> {numbers.size(planned.bytes_after)}: "
-        f"{planned.bits_per_weight:.3f} bits per quantized weight, {planned.bits_per_parameter:.3f} per parameter.\n"
-        f"About {numbers.duration(planned.seconds)}, {numbers.size(planned.memory)} of memory at the peak.",
-        highlight=False,
-    )

@@ -5,11 +5,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-
-from lowbit import api
-from lowbit.exchange import EXPORTS
-from lowbit.report import measures_table, numbers
 
 OutOption = Annotated[Path, typer.Option("--out", help="The folder to write; empty or not there yet.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
@@ -17,7 +12,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 
 def export(
     folder: Annotated[Path, typer.Argument(help="A folder that `lowbit quantize` wrote.", metavar="DIR")],
-    format: Annotated[str, typer.Option("--format", help=f"One of {', '.join(EXPORTS)}.")],
+    format: Annotated[str, typer.Option("--format", help="One of gptq, gptq_v2, compressed-tensors, awq, exl3, gguf.")],
     out: OutOption,
     requantize: Annotated[
         int | None, typer.Option("--requantize", help="Round what the format cannot hold to so many bits.")
@@ -26,6 +21,8 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write a quantized folder in another tool's format: the same codes, or rounded again where that is asked for."""
+    from lowbit import api
+
     _show(api.export(folder, out, format, requantize=requantize, text=text), out, as_json)
 
 
@@ -37,6 +34,8 @@ def import_(
     as_json: JsonOption = False,
 ) -> None:
     """Read another tool's quantized folder into one of lowbit's, with exactly the same codes."""
+    from lowbit import api
+
     _show(api.import_(model, out), out, as_json)
 
 
@@ -44,6 +43,10 @@ def _show(done: dict[str, Any], out: Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps(done))
         return
+    from rich.console import Console
+
+    from lowbit.report import measures_table, numbers
+
     console, again = Console(), done.get("requantized", 0)
     console.print(
         f"{out}: {done['layers']} layers, {done['bits_per_weight']:.3f} bits per quantized weight, "

@@ -49,7 +49,7 @@ _ATTENTION_PASSES = 2
 _VECTOR_PENALTY = 2
 # A trial takes at least this long in seconds, or has all the layer's outputs.
 _LONG_ENOUGH = 0.2
-_TRIAL_INPUTS, _TRIAL_OUTPUTS = 256, 128
+_TRIAL_INPUTS, _TRIAL_OUTPUTS, _MOST_TRIAL_OUTPUTS = 256, 128, 2048
 
 
 @dataclass(frozen=True)
@@ -147,11 +147,18 @@ def run_seconds(work: Workload) -> float:
 def seconds_per_weight(recipe: Recipe, shape: tuple[int, int]) -> float:
     """What one weight of a layer [N, K] costs beside dense algebra, tried on a part of such a layer."""
     inputs = _trial_inputs(recipe, shape)
-    outputs = _trial_outputs(recipe, shape[0], inputs)
+    most = min(_MOST_TRIAL_OUTPUTS, shape[0])
+    return _cost_of_trial(recipe, inputs, most if _fits(recipe, (most, inputs)) else shape[0])
+
+
+@functools.cache
+def _cost_of_trial(recipe: Recipe, inputs: int, most: int) -> float:
+    """Seconds a weight of so many inputs, and of as many outputs as it takes to tell, at most `most`."""
+    outputs = _trial_outputs(recipe, most, inputs)
     _trial(recipe, (outputs, inputs))
     while True:
         seconds = _trial(recipe, (outputs, inputs))
-        more = min(4 * outputs, shape[0])
+        more = min(4 * outputs, most)
         if seconds > _LONG_ENOUGH or more == outputs or not _fits(recipe, (more, inputs)):
             return seconds / (outputs * inputs)
         outputs = more

@@ -35,6 +35,15 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def rough_duration(seconds: float) -> str:
+    """To two digits, for what is only foreseen: 42 s, 3.1 min, 2.2 h, 16 days."""
+    for unit, factor in (("s", 60), ("min", 60), ("h", 24)):
+        if seconds < 1.5 * factor:
+            return f"{digits(seconds, 2)} {unit}"
+        seconds /= factor
+    return f"{digits(seconds, 2)} days"
+
+
 def digits(value: float, significant: int = 3) -> str:
     """So many significant digits, without an exponent between 1e-4 and 1e6."""
     if value == 0 or not math.isfinite(value):

@@ -1,6 +1,6 @@
 """Tables for the terminal, as rich renderables; names are shown as they are, never read as markup."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -33,20 +33,26 @@ def measures_table(measures: Mapping[str, Any]) -> Table:
 
 
 def layers_table(layers: Sequence[Mapping[str, Any]]) -> Table:
-    """Quantized layers as a report's record lists them, in the order given; nearest: the relative loss before."""
-    table = _table("layer", "shape", "recipe", "bits", "nearest", "relative loss", "outcomes", "time")
-    for layer in layers:
-        _row(
-            table,
-            layer["name"],
-            "{} x {}".format(*layer["shape"]),
-            layer["recipe"],
-            numbers.digits(layer["bits_per_weight"]),
-            "" if layer.get("nearest_relative_loss") is None else numbers.share(layer["nearest_relative_loss"]),
-            numbers.share(layer["relative_loss"]),
-            ", ".join(outcome["kind"] for outcome in layer["outcomes"]),
-            numbers.duration(layer["seconds"]),
-        )
+    """Quantized layers as a report's record lists them, in the order given; nearest: the relative loss before.
+
+    Columns that would say nothing, such as one recipe for all, are left out.
+    """
+    columns = {
+        "layer": [layer["name"] for layer in layers],
+        "shape": ["{} x {}".format(*layer["shape"]) for layer in layers],
+        "recipe": [layer["recipe"] for layer in layers],
+        "bits": [numbers.digits(layer["bits_per_weight"]) for layer in layers],
+        "nearest": [_or_empty(numbers.share, layer.get("nearest_relative_loss")) for layer in layers],
+        "relative loss": [numbers.share(layer["relative_loss"]) for layer in layers],
+        "outcomes": [", ".join(outcome["kind"] for outcome in layer["outcomes"]) for layer in layers],
+        "time": [numbers.duration(layer["seconds"]) for layer in layers],
+    }
+    if len(set(columns["recipe"])) == 1:
+        del columns["recipe"]
+    shown = {title: cells for title, cells in columns.items() if any(cells)}
+    table = _table(*shown)
+    for cells in zip(*shown.values(), strict=True):
+        _row(table, *cells)
     return table
 
 
@@ -61,9 +67,9 @@ def limits_table(layers: Sequence[Mapping[str, Any]]) -> Table:
             numbers.digits(layer["bits_per_weight"]),
             numbers.digits(layer["loss"]),
             numbers.digits(layer["limit"]),
-            "" if above is None else f"{above:.2f}",
-            "" if bound is None else numbers.digits(bound),
-            "" if clamped is None else numbers.share(clamped),
+            _or_empty("{:.2f}".format, above),
+            _or_empty(numbers.digits, bound),
+            _or_empty(numbers.share, clamped),
         )
     return table
 
@@ -102,6 +108,10 @@ def checkpoints_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             "*" if row["best"] else "",
         )
     return table
+
+
+def _or_empty(shown: Callable[[float], str], value: float | None) -> str:
+    return "" if value is None else shown(value)
 
 
 def _where(measures: Mapping[str, Any]) -> str:
