@@ -1,8 +1,9 @@
 """lowbit: a Hugging Face causal language model in, the most accurate low-bit model for a given number of bits out.
 
+    lowbit.plan       what a run would do       lowbit.recipes   the published methods, each a function
     lowbit.quantize   make a checkpoint         lowbit.Recipe    how one layer is quantized
-    lowbit.load       load one                  lowbit.recipes   the published methods, each a function
-    lowbit.evaluate   measure a model           lowbit.Calibration, lowbit.Options   on what and how a run works
+    lowbit.load       load one                  lowbit.Calibration, lowbit.Options   on what and how a run works
+    lowbit.evaluate   measure a model
     lowbit.export     to another tool's format  lowbit.import_   from another tool's format
 
 Importing lowbit makes transformers able to load its checkpoints, however transformers is imported: it has no discovery
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from lowbit import recipes as recipes
     from lowbit.api import export as export
     from lowbit.api import import_ as import_
+    from lowbit.api import plan as plan
     from lowbit.api import quantize as quantize
     from lowbit.core.recipe import Recipe as Recipe
     from lowbit.evaluation.evaluate import evaluate as evaluate
@@ -36,6 +38,7 @@ __all__ = [
     "export",
     "import_",
     "load",
+    "plan",
     "quantize",
     "recipes",
 ]
@@ -48,6 +51,7 @@ _HOMES = {
     "export": "lowbit.api",
     "import_": "lowbit.api",
     "load": "lowbit.integrations.loading",
+    "plan": "lowbit.api",
     "quantize": "lowbit.api",
 }
 

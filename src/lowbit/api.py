@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ def quantize(
     calibration: Calibration = Calibration(),
     options: Options = Options(),
     progress: Progress = pipeline.silent,
+    command: str = "",
 ) -> dict[str, Any]:
     """Quantize a Hugging Face causal language model into a folder that transformers loads.
 
@@ -49,13 +51,18 @@ def quantize(
         targets, ignore: layer name patterns to quantize alone, to leave alone (see pipeline.plan.Assignment).
         calibration: the text the statistics see. options: resuming, strictness, memory.
         progress: called with what is done, how much, of how much.
+        command: what the report says to do the same again; "" for this call.
 
     Returns the run's record: layers with losses and outcomes, sizes, calibration, versions; also in out/report.json
     and drawn in out/report.html. Raises BadRequest where the request is wrong, LowbitError where the work fails.
     """
-    record = pipeline.run(
-        str(model), Path(out), assignment(recipe, overrides, targets, ignore), calibration, options, progress
-    )
+    chosen = assignment(recipe, overrides, targets, ignore)
+    if not command:
+        again = replace(options, resume=False)
+        said = {"overrides": overrides, "targets": targets, "ignore": ignore, "calibration": calibration}
+        given = said if again == Options() else said | {"options": again}
+        command = _call("quantize", str(model), str(out), recipe, **given)
+    record = {**pipeline.run(str(model), Path(out), chosen, calibration, options, progress), "command": command}
     recipes = [record["assignment"]["recipe"], *(data for _, data in record["assignment"]["overrides"])]
     record["size"]["parts"] = byte_budget(Path(out))
     record["citations"] = citations(recipes)
@@ -133,6 +140,12 @@ def import_(model: str | Path, out: str | Path) -> dict[str, Any]:
     write_json_atomically(out / "report.json", record)
     write_card(out, record)
     return done
+
+
+def _call(function: str, *arguments: Any, **given: Any) -> str:
+    """A call of lowbit's in Python, without the keywords that have nothing to say."""
+    said = [*map(repr, arguments), *(f"{name}={value!r}" for name, value in given.items() if value)]
+    return f"lowbit.{function}({', '.join(said)})"
 
 
 def _unknown_origin(folder: str | Path) -> dict[str, Any]:

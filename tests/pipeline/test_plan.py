@@ -3,11 +3,11 @@
 import pytest
 
 import lowbit
-from lowbit import api
+from lowbit import api, codes, rounding, statistics, transforms
 from lowbit.core.errors import BadRequest
 from lowbit.pipeline.plan import matches
 from lowbit.recipes import optq, rtn
-from pipeline.tiny import save_tiny
+from pipeline.tiny import contents, save_tiny
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +44,19 @@ def test_the_last_override_that_matches_wins(model):
     assert bits["1.mlp.up_proj"] == 4
 
 
+def again(command, out, other):
+    """The call that a report names writes the same folder, elsewhere."""
+    parts = {name: part for home in (codes, rounding, statistics, transforms) for name, part in vars(home).items()}
+    own = {name: getattr(lowbit, name) for name in ("Calibration", "Options", "Recipe")}
+    eval(command.replace(str(out), str(other)), parts | own | {"lowbit": lowbit})
+    assert contents(other) == contents(out)
+
+
 def test_mixed_recipes_load(model, tmp_path):
     overrides = {"*down_proj": optq(bits=8), "*.0.*q_proj": optq(bits=2, group_size=16, act_order=True)}
     calibration = lowbit.Calibration(samples=2, length=32)
-    lowbit.quantize(model, tmp_path / "out", rtn(bits=4), overrides=overrides, calibration=calibration)
+    record = lowbit.quantize(model, tmp_path / "out", rtn(bits=4), overrides=overrides, calibration=calibration)
+    again(record["command"], tmp_path / "out", tmp_path / "again")
     loaded = lowbit.load(tmp_path / "out")
     recipes = {name: module.recipe for name, module in loaded.named_modules() if hasattr(module, "recipe")}
     assert recipes["model.layers.0.self_attn.q_proj"] == overrides["*.0.*q_proj"]

@@ -9,9 +9,7 @@ import hashlib
 import json
 import platform
 import resource
-import shlex
 import shutil
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -230,7 +228,6 @@ def _record(
     plan = job.plan
     return {
         "lowbit_version": VERSION,
-        "command": shlex.join(["lowbit", *sys.argv[1:]]),
         "model": {
             "source": model,
             "architecture": type(job.source.model).__name__,

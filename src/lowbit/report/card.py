@@ -95,7 +95,7 @@ def card(record: Mapping[str, Any], format: str = "lowbit", loading: str = _LOAD
         + (f", stored as {format}: {_faithful(record)}.\n" if format != "lowbit" else ".\n"),
         _facts(record),
         _measured(record.get("measures"), "folder exported" if record.get("requantized") else "original"),
-        f"## Make it again\n\n```sh\n{record['command']}\n```\n",
+        f"## Make it again\n\n```\n{record['command']}\n```\n",
         f"## Load it\n\n```python\n{loading}```\n",
         _citations(record.get("citations", ())),
     ]
