@@ -156,6 +156,12 @@ def checked_second_moment(hessian: Tensor) -> tuple[Outcome, ...]:
     return dead_inputs(hessian) if bool(hessian.any()) else (no_signal(),)
 
 
+def all_finite(x: Tensor) -> bool:
+    """Whether no number is NaN or Inf. One that is makes the sum so, which takes no memory and a pass; all are looked
+    at only where large numbers may have done it."""
+    return bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())
+
+
 def _require_finite(hessian: Tensor) -> None:
-    if not bool(torch.isfinite(hessian.sum())):  # one that is not makes the sum so; no second matrix is held
+    if not all_finite(hessian):
         raise BadRequest("The Hessian is not finite. Look for Inf or NaN in the calibration activations.")

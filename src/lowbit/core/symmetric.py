@@ -9,20 +9,36 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from lowbit.core.products import rows_times
+
 _BAND = 512
+# Of a product of which half is taken: narrow enough that little more than the half is, wide enough for full speed.
+_PRODUCT_BAND = 128
+# Added up in float32 in one go.
+_TERMS = 256
 
 
 def mix_in_product(mean: Tensor, before: float, share: float, x: Tensor, y: Tensor) -> None:
     """mean <- before * mean + share * x^T y, in place, for a product that is symmetric.
 
-    mean: [K, K] symmetric, float64; x, y: [t, K], whose product is taken in their own type.
+    mean: [K, K] symmetric, float64; x, y: [t, K], whose product is taken in their own type, `_TERMS` at a time.
     Cost: t K^2 / 2 multiply-adds; the other half is written as the transpose of the first.
     """
-    for band in bands(len(mean)):
+    left = _pieces(x)
+    right = left if y is x else _pieces(y)
+    for band in bands(len(mean), _PRODUCT_BAND):
         width = band.stop - band.start
-        rows = mean[band, band.start :].mul_(before).add_(x[:, band].T @ y[:, band.start :], alpha=share)
+        product = rows_times(left[0][band], right[0][band.start :])
+        for a, b in zip(left[1:], right[1:], strict=True):
+            product += rows_times(a[band], b[band.start :])
+        rows = mean[band, band.start :].mul_(before).add_(product, alpha=share)
         rows[:, :width] = rows[:, :width].triu() + rows[:, :width].triu(1).T
         mean[band.stop :, band] = rows[:, width:].T
+
+
+def _pieces(x: Tensor) -> list[Tensor]:
+    """x^T, `_TERMS` columns each."""
+    return [x[start : start + _TERMS].T.contiguous() for start in range(0, len(x), _TERMS)]
 
 
 def symmetrize(matrix: Tensor) -> Tensor:
@@ -62,5 +78,5 @@ def quadratic_form(x: Tensor, matrix: Tensor) -> float:
     return total
 
 
-def bands(k: int) -> Iterator[slice]:
-    return (slice(start, min(start + _BAND, k)) for start in range(0, k, _BAND))
+def bands(k: int, width: int = _BAND) -> Iterator[slice]:
+    return (slice(start, min(start + width, k)) for start in range(0, k, width))

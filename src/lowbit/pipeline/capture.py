@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lowbit.core.errors import BadRequest
+from lowbit.core.products import FastLinear
 from lowbit.pipeline.architecture import Block
 
 
@@ -86,7 +87,8 @@ def final_logits(model: PreTrainedModel, blocks: Sequence[Block], ids: Tensor, h
 
 def run_block(block: nn.Module, hidden: Tensor, call: Call) -> Tensor:
     """The block's output hidden states, same shape as `hidden`; weights take no gradients."""
-    output = block(hidden, *call.args, **call.kwargs)
+    with FastLinear():
+        output = block(hidden, *call.args, **call.kwargs)
     output = output[0] if isinstance(output, tuple) else output
     if not isinstance(output, Tensor) or output.shape != hidden.shape:
         raise BadRequest(f"{type(block).__name__} does not return hidden states of its input's shape.")

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lowbit.core.errors import BadRequest
+from lowbit.core.linalg import all_finite
 from lowbit.core.parts import Observable, Observed, Statistic
 from lowbit.pipeline.activations import BATCH_TOKENS, batches, parts
 from lowbit.pipeline.architecture import Block
@@ -80,8 +81,8 @@ class Windows:
 
     def require_finite(self, x: Tensor, where: str) -> None:
         """Raise BadRequest naming layer and calibration window where x [t, K], seen of these, holds NaN or Inf."""
-        finite = torch.isfinite(x).all(-1)
-        if not bool(finite.all()):
+        if not all_finite(x):
+            finite = torch.isfinite(x).all(-1)
             # Experts see some tokens of the batch only: then the window is one of the batch.
             first, last = self.first, self.first + len(self.quantized) - 1
             if len(x) == len(self.quantized) * self.quantized.shape[1]:

@@ -28,6 +28,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from lowbit.core.errors import BadRequest
+from lowbit.core.linalg import all_finite
 from lowbit.formats.shards import Shards
 from lowbit.integrations.loading import empty_model
 from lowbit.pipeline.architecture import Block, architecture_of, expert_key, find_blocks, separate_experts
@@ -193,7 +194,7 @@ class SourceModel:
         done = 0
         for name, entry in sorted(self.shards.entries.items()):
             tensor = self.shards.load(name)
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            if tensor.is_floating_point() and not all_finite(tensor):
                 raise BadRequest(f"{entry.file}: tensor {name} holds NaN or Inf. Get a sound copy of the model.")
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
