@@ -34,8 +34,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qtip hyb": ("qtip", {"values": "hyb"}),
     "gptvq": ("gptvq", {"group_size": 64}),
     "vptq": ("vptq", {}),
-    "vptq of pairs, 6": ("vptq", {"dimension": 2, "bits": 6}),
-    "vptq of pairs, 8": ("vptq", {"dimension": 2, "bits": 8}),
+    "vptq of pairs, 6": ("vptq", {"dimension": 2, "index_bits": 6}),
+    "vptq of pairs, 8": ("vptq", {"dimension": 2, "index_bits": 8}),
     "trellis, second moment": ("trellis", {"statistic": "SecondMoment"}),
     "trellis, one scale": ("trellis", {"scales": "tensor"}),
     **{
@@ -52,14 +52,14 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     },
 }
 ALONE = ("rtn", "optq", "gptvq", "vptq")
-"""Recipes that are there as variants only; the bits of a VPTQ are those of a vector."""
+"""Recipes that are there as variants only."""
 CONTENDERS = VARIANTS | {name: (name, {}) for name in CATALOGUE if name not in ALONE}
 
 
 def has_bits(label: str) -> bool:
     """Whether a contender comes in several widths; the others are measured once, as they are."""
     name, _ = CONTENDERS[label]
-    return name != "vptq" and "bits" in inspect.signature(CATALOGUE[name]).parameters
+    return "bits" in inspect.signature(CATALOGUE[name]).parameters
 
 
 def recipe_at(label: str, bits: int) -> Recipe:

@@ -282,7 +282,7 @@ def test_longer_vectors_lose_less_at_the_same_bits():
 def test_two_bits_of_vptq_on_a_model_of_seven_billions():
     """12 bits for 6 outputs, 2.02 bits as published: over the layers of a block, padded to whole vectors."""
     layers = [((4098, 4096), 4), ((11010, 4096), 2), ((4098, 11008), 1)]
-    recipe = make_recipe("vptq", {"dimension": 6, "bits": 12})
+    recipe = make_recipe("vptq", {"dimension": 6, "index_bits": 12})
     stored = sum(count * bits_per_weight(recipe.fields(shape), shape) * shape[0] * shape[1] for shape, count in layers)
     assert stored / sum(count * n * k for (n, k), count in layers) == pytest.approx(2.02, abs=0.01)
 

@@ -164,9 +164,9 @@ def test_usual_columns_are_as_if_the_others_were_not_there():
 def test_bits_of_vptq():
     """12 bits for six outputs are two a weight; 1 % of the columns at 13 bits for four."""
     shape, weights = (4092, 4096), 4092 * 4096
-    plain_bits = bits_per_weight(make_recipe("vptq", {"dimension": 6, "bits": 12}).fields(shape), shape)
+    plain_bits = bits_per_weight(make_recipe("vptq", {"dimension": 6, "index_bits": 12}).fields(shape), shape)
     assert plain_bits == 2 + 16 * 6 * 2**12 / weights
-    recipe = make_recipe("vptq", {"dimension": 6, "bits": 12, "outlier_bits": 13})
+    recipe = make_recipe("vptq", {"dimension": 6, "index_bits": 12, "outlier_bits": 13})
     columns = 41
     expected = 2 * (1 - columns / 4096) + 16 * 6 * (2**12 + 2**13) / weights + 13 / 6 * columns / 4096
     assert bits_per_weight(recipe.fields(shape), shape) == pytest.approx(expected + 12 * columns / weights, abs=1e-3)
@@ -187,7 +187,7 @@ def test_settings_of_finer_columns_out_of_range_are_refused(make, message):
 
 
 def test_a_file_that_names_columns_twice_is_refused():
-    problem, recipe = loud(), make_recipe("vptq", {"dimension": 2, "bits": 4, "outlier_bits": 5})
+    problem, recipe = loud(), make_recipe("vptq", {"dimension": 2, "index_bits": 4, "outlier_bits": 5})
     code, layer = recipe.code, solve(recipe, problem)
     tensors = {**layer.tensors(), "finer_column": torch.tensor([70])}
     with pytest.raises(BadRequest, match="finer_column does not name 1 of 64 inputs"):

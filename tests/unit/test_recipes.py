@@ -5,7 +5,7 @@ import pytest
 from lowbit.codes import HessianRange, IntegerGrid, MinMax, SearchedRange
 from lowbit.core.errors import BadRequest
 from lowbit.core.recipe import Recipe
-from lowbit.recipes import CATALOGUE, from_dict, from_toml, make_recipe, to_dict, to_toml
+from lowbit.recipes import CATALOGUE, OTHER_NAMES, from_dict, from_toml, make_recipe, to_dict, to_toml
 from lowbit.rounding import Ldlq, Nearest
 from lowbit.statistics import Isotropic, SecondMoment
 from lowbit.transforms import ActOrder, NoTransform, StaticOrder
@@ -15,7 +15,8 @@ from lowbit.transforms import ActOrder, NoTransform, StaticOrder
     ("name", "settings", "message"),
     [
         ("optqq", {}, "No recipe named 'optqq'. Did you mean optq"),
-        ("gptq", {}, "No recipe named 'gptq'. Did you mean optq"),
+        ("ldlq", {}, "No recipe named 'ldlq'. It is how optq rounds"),
+        ("gptaq", {}, "No recipe named 'gptaq'. It is not here.*statistic=CrossMoment"),
         ("zzz", {}, "No recipe named 'zzz'. .lowbit recipes. lists them"),
         ("optq", {"bit": 3}, "no setting 'bit'. Did you mean bits"),
         ("optq", {"groupsize": 3}, "no setting 'groupsize'. Did you mean group_size"),
@@ -31,6 +32,14 @@ from lowbit.transforms import ActOrder, NoTransform, StaticOrder
 def test_bad_names_and_settings(name, settings, message):
     with pytest.raises(BadRequest, match=message):
         make_recipe(name, settings)
+
+
+def test_the_names_of_the_field_make_the_same_recipes():
+    assert make_recipe("gptq", {"bits": 3, "group_size": 32}) == make_recipe("optq", {"bits": 3, "group_size": 32})
+    assert make_recipe("quip#") == make_recipe("quip_sharp")
+    assert OTHER_NAMES.keys().isdisjoint(CATALOGUE)
+    for other, own in OTHER_NAMES.items():
+        assert f'"{other}"' in CATALOGUE[own].__doc__  # so that `lowbit recipes` shows it
 
 
 def test_settings_choose_the_parts():

@@ -9,7 +9,7 @@ from rich.table import Table
 from lowbit.cli.requests import recipe_of
 from lowbit.core.fields import bits_per_weight
 from lowbit.core.recipe import Recipe
-from lowbit.recipes import CATALOGUE, to_dict, to_toml
+from lowbit.recipes import CATALOGUE, method, to_dict, to_toml
 
 _SHAPE = (4096, 4096)
 
@@ -50,11 +50,11 @@ def _data(name: str) -> dict[str, Any]:
 
 
 def _settings(name: str) -> dict[str, Any]:
-    return {setting.name: setting.default for setting in inspect.signature(CATALOGUE[name]).parameters.values()}
+    return {setting.name: setting.default for setting in inspect.signature(method(name)).parameters.values()}
 
 
 def _about(name: str) -> str:
-    return inspect.getdoc(CATALOGUE[name]) or ""
+    return inspect.getdoc(method(name)) or ""
 
 
 def _bits(recipe: Recipe) -> float:

@@ -18,7 +18,9 @@ from lowbit.recipes.calibrated import boa as boa
 from lowbit.recipes.calibrated import qronos as qronos
 from lowbit.recipes.calibrated import rsq as rsq
 from lowbit.recipes.catalogue import CATALOGUE as CATALOGUE
+from lowbit.recipes.catalogue import OTHER_NAMES as OTHER_NAMES
 from lowbit.recipes.catalogue import make_recipe as make_recipe
+from lowbit.recipes.catalogue import method as method
 from lowbit.recipes.floats import block_float as block_float
 from lowbit.recipes.floats import dint as dint
 from lowbit.recipes.floats import llm_fp4 as llm_fp4

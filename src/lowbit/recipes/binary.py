@@ -69,7 +69,9 @@ def pb_llm(
     Bits per weight: 2 + 7 c / K + 32 / g + 32 / K for c = fraction x K salient weights a row; the paper leaves out the
     mask's bit.
 
-    Differs from the authors' code: see `codes.partial`; nothing is trained.
+    Differs from the authors' code: levels of the binary weights leave the salient ones out, where theirs count them as
+    zeros, which makes levels too small; every row has the same share of salient weights; the salient ones' scales are
+    float16; the mask is counted; nothing is trained.
 
     Args:
         fraction: of each row's weights that are salient, above 0 to 1.

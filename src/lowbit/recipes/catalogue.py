@@ -1,8 +1,7 @@
 """The named methods, and making one from a name and the settings a user typed."""
 
-import difflib
-import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from typing import get_type_hints
 
 from lowbit.core.errors import BadRequest
 from lowbit.core.recipe import Recipe, to_dict
@@ -18,6 +17,7 @@ from lowbit.recipes.nonuniform import gptvq, jlcm, lcq, squeezellm, vptq
 from lowbit.recipes.rounded import beam, gpfq, magr, optq_stochastic, quantease
 from lowbit.recipes.scalar import optq, rtn
 from lowbit.recipes.serial import from_dict
+from lowbit.recipes.typed import nearest, require_type
 
 _METHODS: tuple[Callable[..., Recipe], ...] = (
     rtn,
@@ -62,34 +62,46 @@ _METHODS: tuple[Callable[..., Recipe], ...] = (
     slim_llm,
     kquant,
 )
-_OTHER_NAMES = {"gptq": "optq", "ldlq": "optq", "quip#": "quip_sharp", "gptaq": "qronos"}
 CATALOGUE: dict[str, Callable[..., Recipe]] = {function.__name__: function for function in _METHODS}
+OTHER_NAMES = {"gptq": "optq", "quip#": "quip_sharp"}
+"""Names of the field for recipes that are listed under another."""
+_HINTS = {
+    "ldlq": "It is how optq rounds.",
+    "gptaq": "It is not here; what it aims at, the original outputs from the inputs there are, is optq with "
+    "statistic=CrossMoment.",
+}
+
+
+def method(name: str) -> Callable[..., Recipe]:
+    """The function of a recipe, by its name or the field's; raises BadRequest naming the nearest if there is none."""
+    known = OTHER_NAMES.get(name, name)
+    if known not in CATALOGUE:
+        hint = f" {_HINTS[name]}" if name in _HINTS else nearest(name, [*CATALOGUE, *OTHER_NAMES])
+        raise BadRequest(f"No recipe named {name!r}.{hint} `lowbit recipes` lists them all.")
+    return CATALOGUE[known]
 
 
 def make_recipe(name: str, settings: Mapping[str, object] | None = None) -> Recipe:
     """The recipe `name` with `settings`: arguments of its function, and expressions of parts for any of SLOTS.
 
+    name: one of CATALOGUE or of OTHER_NAMES.
+
         make_recipe("optq", {"bits": 3, "rounder": "Beam(16)"})
 
     Raises BadRequest naming the nearest recipe or setting where one is unknown.
     """
-    if name not in CATALOGUE:
-        raise BadRequest(f"No recipe named {name!r}.{_nearest(name, CATALOGUE)} `lowbit recipes` lists them all.")
-    known, given = inspect.signature(CATALOGUE[name]).parameters, settings or {}
+    function = method(name)
+    known, given = get_type_hints(function), settings or {}
+    del known["return"]
     for setting in given:
         if setting not in known and setting not in SLOTS:
             raise BadRequest(
-                f"Recipe {name} has no setting {setting!r}.{_nearest(setting, [*known, *SLOTS])} It has: "
+                f"Recipe {name} has no setting {setting!r}.{nearest(setting, [*known, *SLOTS])} It has: "
                 f"{', '.join(known)}; any of its parts ({', '.join(SLOTS)}) can be set, too."
             )
     own = {setting: value for setting, value in given.items() if setting in known}
-    recipe = from_dict(to_dict(CATALOGUE[name](**own)))  # which checks the type of every field
+    for setting, value in own.items():
+        require_type(value, known[setting], f"{name}: {setting}")
+    recipe = from_dict(to_dict(function(**own)))
     parts = {setting: str(value) for setting, value in given.items() if setting not in known}
     return with_parts(recipe, parts) if parts else recipe
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    if word in _OTHER_NAMES:
-        return f" Did you mean {_OTHER_NAMES[word]}?"
-    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.4)
-    return f" Did you mean {' or '.join(close)}?" if close else ""

@@ -67,7 +67,10 @@ def slim_llm(bits: int = 2, group_size: int = 128, damping: float = 0.01, refres
 
     Bits per weight: b + (16 + b + 1) / g + 4 / (N g).
 
-    Differs from the authors' code: see `codes.mixed`.
+    Differs from the authors' code: how many groups exchange a bit is found by the rounding costs of the layer's own
+    columns, and may be none, where theirs compares softmaxed outputs; ranges are searched with errors weighted by
+    column, where theirs weighs salient entries; zero points have b + 1 bits in every group; nothing is stored or
+    multiplied in groups of one width.
 
     Args:
         bits: 2 to 7, on average.

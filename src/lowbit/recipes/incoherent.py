@@ -54,6 +54,8 @@ def quip_sharp(
 ) -> Recipe:
     """QuIP#: randomized Hadamard, eight weights at a time on the E8 lattice, block LDLQ, coordinate descent.
 
+    Also by the name "quip#".
+
     Paper: Tseng, Chee, Sun, Kuleshov, De Sa: QuIP#: Even Better LLM Quantization with Hadamard Incoherence and Lattice
     Codebooks, ICML 2024, arXiv 2402.04396.
 

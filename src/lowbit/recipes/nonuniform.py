@@ -145,7 +145,7 @@ def gptvq(
 
 def vptq(
     dimension: int = 4,
-    bits: int = 8,
+    index_bits: int = 8,
     residual_bits: int = 0,
     outlier_bits: int = 0,
     group_size: int | Literal["tensor"] = "tensor",
@@ -166,13 +166,13 @@ def vptq(
 
     Args:
         dimension: outputs of a vector, d; must divide N.
-        bits: of an index, b; 12 in the paper, for models of billions.
+        index_bits: of a vector's index, b; 12 in the paper, for models of billions. A weight takes b / d of them.
         residual_bits: of the second stage's index, r; 0 for none.
         outlier_bits: of an index in the one column of a hundred whose inputs are largest; 0 for no such columns.
         group_size: columns that share codebooks, or "tensor".
         damping: added to diag(H), as a fraction of its mean; >= 0.
         refresh: "input" recomputes inputs after each group of layers that share one, "block" once per decoder block.
     """
-    vectors = VectorCodebook(dimension, bits, residual_bits, "outputs", group_size, "diagonal")
+    vectors = VectorCodebook(dimension, index_bits, residual_bits, "outputs", group_size, "diagonal")
     code = FinerColumns(vectors, outlier_bits) if outlier_bits else vectors
     return Recipe("vptq", SecondMoment(), NoTransform(), code, Ldlq(damping), refresh=refresh)

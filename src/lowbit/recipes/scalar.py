@@ -45,6 +45,8 @@ def optq(
 ) -> Recipe:
     """OPTQ (GPTQ): round column by column and let the columns not yet rounded absorb the error.
 
+    Also by the name "gptq".
+
     Paper: Frantar, Ashkboos, Hoefler, Alistarh: OPTQ: Accurate Quantization for Generative Pre-trained Transformers,
     ICLR 2023, arXiv 2210.17323.
 
