@@ -1,9 +1,9 @@
 """The result does not depend on who does the work: other processes, other machines, some of which are lost."""
 
-import io
 import os
 import pickle
 import sys
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,7 @@ import lowbit
 from lowbit.core.errors import BadRequest
 from lowbit.pipeline.activations import MOST_PARTS, batches, parts
 from lowbit.pipeline.journal import Journal
+from lowbit.pipeline.pieces import Shared, Sharing, apart
 from lowbit.pipeline.quantize import Calibration, Options
 from lowbit.recipes import PARTS, make_recipe
 from pipeline.dying import DyingOnce
@@ -45,7 +46,14 @@ def test_no_windows_have_no_parts():
 
 
 class Elsewhere:
-    """Workers that get copies of what they are sent, and whose results are copied, last call first."""
+    """Two machines in turn, that get copies of what they are sent and whose results are copied, last call first.
+
+    sent: bytes of tensors to and from machines, by the function that was called.
+    """
+
+    def __init__(self):
+        self.sent, self.stored, self._sharing = Counter(), [], Sharing(self._put)
+        self._here = [set(), set()]  # what each machine has
 
     def kind(self, device):
         return "cpu"
@@ -53,20 +61,37 @@ class Elsewhere:
     def require(self, needs, what):
         assert needs.memory > 0, what
 
+    def _put(self, tensor):
+        self.stored.append(pickle.dumps(tensor))
+        return len(self.stored) - 1
+
     def share(self, value):
-        data = io.BytesIO()
-        pickle.dump(value, data)
-        return data.getvalue()
+        return self._sharing.share(value)
 
     def map(self, function, calls, needs):
-        sent = [pickle.dumps((function, arguments)) for arguments in calls]
-        assert needs.memory > 0 or not sent
-        return reversed([self._called(data) for data in reversed(sent)])
+        given = [pickle.dumps((function, arguments)) for arguments in calls]
+        assert needs.memory > 0 or not given
+        return reversed([self._called(data, number % 2) for number, data in reversed(list(enumerate(given)))])
 
-    def _called(self, data):
+    def _called(self, data, machine):
         function, arguments = pickle.loads(data)
-        values = [pickle.loads(one) if isinstance(one, bytes) else one for one in arguments]
-        return pickle.loads(pickle.dumps(function(*values)))
+        self._count(function, arguments)
+
+        def get(references):
+            tensors = [pickle.loads(self.stored[one]) for one in references]
+            new = {
+                one: tensor for one, tensor in zip(references, tensors, strict=True) if one not in self._here[machine]
+            }
+            self._here[machine].update(new)
+            self._count(function, new)
+            return tensors
+
+        found = function(*(one.whole(get) if isinstance(one, Shared) else one for one in arguments))
+        self._count(function, found)
+        return pickle.loads(pickle.dumps(found))
+
+    def _count(self, function, value):
+        self.sent[function.__name__] += sum(tensor.nbytes for tensor in apart(value)[1])
 
 
 @pytest.mark.parametrize(
@@ -84,6 +109,17 @@ def test_workers_elsewhere_give_the_same_bytes(kind, recipe, settings, tmp_path,
     monkeypatch.setattr("lowbit.pipeline.quantize.workers_at", lambda address: nullcontext(Elsewhere()))
     lowbit.quantize(model, tmp_path / "elsewhere", chosen, calibration=CALIBRATION)
     assert contents(tmp_path / "elsewhere") == contents(tmp_path / "here")
+
+
+def test_each_weight_is_sent_once_and_once_again_when_it_has_changed(tmp_path, monkeypatch):
+    """However many stages a block is watched in, and in two streams."""
+    workers = Elsewhere()
+    monkeypatch.setattr("lowbit.pipeline.quantize.workers_at", lambda address: nullcontext(workers))
+    lowbit.quantize(save_tiny("llama", tmp_path / "model"), tmp_path / "out", "qronos", calibration=CALIBRATION)
+    shapes = Counter(pickle.loads(tensor).shape for tensor in workers.stored)
+    blocks, kinds = 2, 3  # as it is in the original block, as it is before it is quantized, and after
+    assert shapes[32, 48] == blocks * kinds  # down
+    assert shapes[48, 32] == blocks * kinds * 2  # gate, up
 
 
 def test_a_run_that_began_here_goes_on_elsewhere(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import torch
 
 from lowbit.core.linalg import unit_upper_factor
 from lowbit.core.recall import Recall
-from lowbit.core.symmetric import mix_in_product, quadratic_form, symmetrize, turn
+from lowbit.core.symmetric import from_upper_bands, mix_in_product, quadratic_form, symmetrize, turn, upper_bands
 
 SIZES = [1, 2, 5, 511, 512, 513, 1025, 1100]
 
@@ -33,6 +33,14 @@ def test_turned_and_made_symmetric_in_place(k):
     assert torch.equal(turn(matrix.clone()), matrix.flip(0, 1))
     assert torch.equal(symmetrize(matrix), expected)
     assert torch.equal(matrix, expected)
+
+
+@pytest.mark.parametrize("k", SIZES)
+def test_half_of_a_matrix_is_all_of_it(k):
+    matrix = symmetrize(random(k, k))
+    half = upper_bands(matrix)
+    assert len(half) <= k * (k + 512) / 2 or k <= 512
+    assert torch.equal(from_upper_bands(half, k), matrix)
 
 
 @pytest.mark.parametrize("k", SIZES)

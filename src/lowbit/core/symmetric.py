@@ -7,6 +7,7 @@ symmetric where it lies. Beside the matrix each function holds a band of `_BAND`
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 from lowbit.core.products import rows_times
@@ -51,7 +52,7 @@ def symmetrize(matrix: Tensor) -> Tensor:
     return matrix
 
 
-def turn(matrix: Tensor) -> Tensor:
+    """Half of a symmetric matrix, all there is to send: of each band of rows what begins at its diagonal block, flat."""
     """A square matrix with rows and columns in reverse order, overwriting it."""
     k = len(matrix)
     for start in range(0, k // 2, _BAND):
@@ -63,6 +64,22 @@ def turn(matrix: Tensor) -> Tensor:
     if k % 2:
         middle = matrix[k // 2]
         middle.copy_(middle.flip(0))
+    return matrix
+
+
+def upper_bands(matrix: Tensor) -> Tensor:
+    """One half of a symmetric matrix, all there is to send: of each band of rows what begins at its diagonal block, flat."""
+    return torch.cat([matrix[band, band.start :].flatten() for band in bands(len(matrix))])
+
+
+def from_upper_bands(flat: Tensor, k: int) -> Tensor:
+    """The symmetric matrix [k, k] of which `upper_bands` is `flat`."""
+    matrix, start = flat.new_empty(k, k), 0
+    for band in bands(k):
+        rows = matrix[band, band.start :]
+        rows.copy_(flat[start : start + rows.numel()].view_as(rows))
+        matrix[band.stop :, band] = rows[:, band.stop - band.start :].T
+        start += rows.numel()
     return matrix
 
 

@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -103,7 +102,7 @@ def weight_of(module: nn.Module) -> Tensor:
     return (weight.T if isinstance(module, Conv1D) else weight).contiguous().clone()
 
 
-@torch.no_grad()
 def set_weight(module: nn.Module, weight: Tensor) -> None:
-    """Overwrite the weight of a linear layer with `weight` [N, K]."""
-    module.get_parameter("weight").copy_(weight.T if isinstance(module, Conv1D) else weight)
+    """Give a linear layer the weight [N, K] in place of its own, which stays as it is for whoever holds it."""
+    stored = weight.T if isinstance(module, Conv1D) else weight
+    module.register_parameter("weight", nn.Parameter(stored.float().contiguous(), requires_grad=False))

@@ -9,7 +9,8 @@ bytes.
 Floating-point sums depend on the libraries that take them, on the instructions that a processor has and on the kind of
 accelerator. Machines that differ in any are refused: what they return would be as good, but not the same.
 
-Bytes moved: arguments of `share` once to every machine that needs them; results once, to this process.
+Bytes moved: each tensor of what is shared once to every machine that needs it, however often it is shared; results
+once, to this process.
 """
 
 import functools
@@ -19,7 +20,7 @@ import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, TypeVar
 
@@ -34,6 +35,7 @@ from torch import Tensor
 
 from lowbit.core.errors import BadRequest, LowbitError, require
 from lowbit.pipeline.device import CPU, accelerators, require_room
+from lowbit.pipeline.pieces import Shared, Sharing
 from lowbit.pipeline.workers import Needs
 from lowbit.version import VERSION
 
@@ -90,6 +92,7 @@ class RayCluster:
     """Its machines; where work is sent (see `lowbit.pipeline.workers`)."""
 
     machines: tuple[Machine, ...]
+    sharing: Sharing = field(default_factory=lambda: Sharing(ray.put))
 
     def _fitting(self, needs: Needs) -> list[tuple[int, Machine]]:
         """How many calls each machine takes at a time, those that take any."""
@@ -145,7 +148,7 @@ class RayCluster:
             require_room(*self._accelerator, needs.memory, what)
 
     def share(self, value: Any) -> Any:
-        return ray.put(value)
+        return self.sharing.share(value)
 
     def map(self, function: Callable[..., R], calls: Iterable[tuple[Any, ...]], needs: Needs) -> Iterator[R]:
         resources, places = self.resources(needs), sum(at_a_time for at_a_time, _ in self._fitting(needs))
@@ -187,9 +190,13 @@ def _called(function: Callable[..., R], cores: int, *arguments: Any) -> R:
     if given and torch.cuda.is_available():
         torch.cuda.set_device(int(given[0]))
     try:
-        return function(*arguments)
+        return function(*(one.whole(_fetched) if isinstance(one, Shared) else one for one in arguments))
     finally:
         torch.cuda.empty_cache()  # the next call there may be another process's
+
+
+def _fetched(references: tuple[Any, ...]) -> list[Tensor]:
+    return ray.get(list(references))
 
 
 def _machines() -> tuple[Machine, ...]:

@@ -11,9 +11,11 @@ leaves a run's own processes and is never read from a file.
 import io
 import pickle
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 
 class _Packer(pickle.Pickler):
@@ -63,3 +65,31 @@ def with_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 def _like(before: Tensor, tensor: Tensor) -> Tensor:
     return nn.Parameter(tensor, requires_grad=False) if isinstance(before, nn.Parameter) else tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """A value by reference. rest: as of `apart`; references: to its tensors."""
+
+    rest: bytes
+    references: tuple[Any, ...]
+
+    def whole(self, get: Callable[[tuple[Any, ...]], Sequence[Tensor]]) -> Any:
+        """The value, with the tensors that `get` returns for the references."""
+        return together(self.rest, get(self.references))
+
+
+class Sharing:
+    """Shares values tensor by tensor, each tensor once while it lives: what is shared is replaced, never changed in
+    place. put: takes a tensor, returns a reference to it."""
+
+    def __init__(self, put: Callable[[Tensor], Any]) -> None:
+        self._put = put
+        self._known = WeakTensorKeyDictionary()
+
+    def share(self, value: Any) -> Shared:
+        rest, tensors = apart(value)
+        for tensor in tensors:
+            if tensor not in self._known:
+                self._known[tensor] = self._put(tensor)
+        return Shared(rest, tuple(self._known[tensor] for tensor in tensors))

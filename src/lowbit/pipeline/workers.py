@@ -44,7 +44,10 @@ class Workers(Protocol):
         ...
 
     def share(self, value: Any) -> Any:
-        """What to pass to `map` in place of a value that several calls need, so that it is sent but once."""
+        """What to pass to `map` in place of a value that several calls need, so that it is sent but once.
+
+        Nor is a tensor of it that was part of another shared value, and lives: none may be changed in place.
+        """
         ...
 
     def map(self, function: Callable[..., R], calls: Iterable[tuple[Any, ...]], needs: Needs) -> Iterator[R]:

@@ -18,7 +18,7 @@ from lowbit.core.linalg import no_signal
 from lowbit.core.parts import Observable, Observed
 from lowbit.core.problem import LayerProblem
 from lowbit.core.records import Outcome
-from lowbit.core.symmetric import mix_in_product
+from lowbit.core.symmetric import from_upper_bands, mix_in_product, upper_bands
 
 
 @dataclass(eq=False)
@@ -27,6 +27,14 @@ class Moments:
 
     mean: Tensor
     tokens: int
+
+    def __getstate__(self) -> tuple[Tensor, int, int]:
+        """Half of the matrix travels between machines and devices."""
+        return upper_bands(self.mean), len(self.mean), self.tokens
+
+    def __setstate__(self, state: tuple[Tensor, int, int]) -> None:
+        half, k, self.tokens = state
+        self.mean = from_upper_bands(half, k)
 
     def with_product(self, x: Tensor, y: Tensor, tokens: int) -> "Moments":
         """Those of `tokens` more, whose products sum to x^T y, a symmetric matrix; uses these up. x, y: [t, K]"""
