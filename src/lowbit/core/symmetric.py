@@ -52,7 +52,7 @@ def symmetrize(matrix: Tensor) -> Tensor:
     return matrix
 
 
-    """Half of a symmetric matrix, all there is to send: of each band of rows what begins at its diagonal block, flat."""
+def turn(matrix: Tensor) -> Tensor:
     """A square matrix with rows and columns in reverse order, overwriting it."""
     k = len(matrix)
     for start in range(0, k // 2, _BAND):
@@ -68,7 +68,7 @@ def symmetrize(matrix: Tensor) -> Tensor:
 
 
 def upper_bands(matrix: Tensor) -> Tensor:
-    """One half of a symmetric matrix, all there is to send: of each band of rows what begins at its diagonal block, flat."""
+    """Half of a symmetric matrix, all there is to send: what each band of rows has from its diagonal block on, flat."""
     return torch.cat([matrix[band, band.start :].flatten() for band in bands(len(matrix))])
 
 
