@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lowbit.codes.lookup import Lookup, working
 from lowbit.codes.vector import VectorCodebook
-from lowbit.core.errors import BadRequest, require
+from lowbit.core.errors import BadRequest, divisors_near, require
 from lowbit.core.fields import Array, Bits, Field
 from lowbit.core.parts import encode_tiles
 from lowbit.core.problem import LayerProblem
@@ -56,7 +56,7 @@ class BlockScaled:
         if shape[1] % self.block_size:
             raise BadRequest(
                 f"BlockScaled(block_size={self.block_size}) does not divide the {shape[1]} inputs of a "
-                f"[{shape[0]}, {shape[1]}] layer. Use a divisor."
+                f"[{shape[0]}, {shape[1]}] layer. Use {divisors_near(self.block_size, shape[1])}."
             )
 
     def fields(self, shape: tuple[int, int]) -> dict[str, Field]:

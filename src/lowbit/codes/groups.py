@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lowbit.core.errors import BadRequest, require
+from lowbit.core.errors import BadRequest, divisors_near, require
 
 GroupSize = int | Literal["row", "tensor"]
 
@@ -24,11 +24,9 @@ def check_divides(part: object, group_size: GroupSize, shape: tuple[int, int]) -
     n, k = shape
     if not isinstance(group_size, int) or k % group_size == 0:
         return
-    fitting = [g for g in range(1, k + 1) if k % g == 0]
-    near = sorted(sorted(fitting, key=lambda g: abs(g - group_size))[:2])
     raise BadRequest(
         f"{type(part).__name__}(group_size={group_size}) does not divide the {k} inputs of a [{n}, {k}] layer. "
-        f'Use {" or ".join(map(str, near))}, or "row".'
+        f'Use {divisors_near(group_size, k)}, or "row".'
     )
 
 

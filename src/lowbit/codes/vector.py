@@ -27,7 +27,7 @@ from torch import Tensor
 from lowbit.codes.importance import DAMPING, ColumnImportance, check_importance, column_costs
 from lowbit.codes.kmeans import k_means
 from lowbit.codes.lookup import as_float16, working
-from lowbit.core.errors import BadRequest, require
+from lowbit.core.errors import BadRequest, divisors_near, require
 from lowbit.core.fields import Array, Bits, Field
 from lowbit.core.linalg import unit_upper_factor
 from lowbit.core.parts import encode_tiles
@@ -105,7 +105,7 @@ class VectorCodebook:
         if isinstance(self.group_size, int) and k % self.group_size:
             raise BadRequest(
                 f"VectorCodebook(group_size={self.group_size}) does not divide the {k} inputs of a [{n}, {k}] layer. "
-                'Use a divisor, or "tensor".'
+                f'Use {divisors_near(self.group_size, k)}, or "tensor".'
             )
 
     def fields(self, shape: tuple[int, int]) -> dict[str, Field]:

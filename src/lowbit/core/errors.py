@@ -16,6 +16,12 @@ class BadRequest(LowbitError, ValueError):
     exit_code = 2
 
 
+def divisors_near(size: int, whole: int) -> str:
+    """The two divisors of `whole` that are nearest to `size`, to be offered in its place: "64 or 96"."""
+    fitting = [divisor for divisor in range(1, whole + 1) if whole % divisor == 0]
+    return " or ".join(map(str, sorted(sorted(fitting, key=lambda divisor: abs(divisor - size))[:2])))
+
+
 def require(condition: bool, message: str) -> None:
     """Raise `BadRequest(message)` unless the condition holds."""
     if not condition:

@@ -172,7 +172,7 @@ def _require_matches(source: SourceModel, assignment: Assignment) -> None:
         if not any(matches(pattern, name) for name in names):
             ends = sorted({name.rpartition(".")[2] for name in layers})
             raise BadRequest(
-                f"{option} {pattern!r} matches no layer. Their names end in {', '.join(ends)}; the first is {layers[0]}."
+                f"{option} {pattern!r} matches no layer. Names end in {', '.join(ends)}; the first is {layers[0]}."
             )
 
 

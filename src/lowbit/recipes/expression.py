@@ -13,6 +13,7 @@ from typing import Any
 from lowbit.core.errors import BadRequest
 from lowbit.core.recipe import Recipe, to_dict
 from lowbit.recipes.serial import PARTS, from_dict
+from lowbit.recipes.typed import nearest
 
 SLOTS = ("statistic", "transform", "code", "rounder", "side_car")
 
@@ -61,7 +62,7 @@ def _plain(node: ast.expr, where: str, recipe: Mapping[str, Any]) -> Any:
 
 def _part(name: str, given: list[Any], named: dict[str, Any], where: str) -> dict[str, Any]:
     if name not in PARTS:
-        raise BadRequest(f"{where}: no part named {name!r}. Known parts: {', '.join(sorted(PARTS))}.")
+        raise BadRequest(f"{where}: no part named {name!r}.{nearest(name, PARTS)} docs/parts.md lists them all.")
     fields = [field.name for field in dataclasses.fields(PARTS[name])]
     twice = named.keys() & set(fields[: len(given)])
     if len(given) > len(fields) or twice:

@@ -8,12 +8,12 @@ import dataclasses
 import json
 import tomllib
 from collections.abc import Mapping
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from lowbit import codes, rounding, sidecars, statistics, transforms
 from lowbit.core.errors import BadRequest
 from lowbit.core.recipe import Recipe, to_dict
+from lowbit.recipes.typed import nearest, require_type
 
 _FOLDERS = (statistics, transforms, codes, rounding, sidecars)
 PARTS: dict[str, type] = {
@@ -51,7 +51,7 @@ def _part(value: Any, path: str) -> Any:
         return value
     name = value.get("part")
     if not isinstance(name, str) or name not in PARTS:
-        raise BadRequest(f"{path}: no part named {name!r}. Known parts: {', '.join(sorted(PARTS))}.")
+        raise BadRequest(f"{path}: no part named {name!r}.{nearest(str(name), PARTS)} docs/parts.md lists them all.")
     return _build(PARTS[name], {k: v for k, v in value.items() if k != "part"}, f"{path}.{name}")
 
 
@@ -63,30 +63,11 @@ def _build(part: type, data: Mapping[str, Any], path: str) -> Any:
     values = {key: _part(value, f"{path}.{key}") for key, value in data.items()}
     hints = get_type_hints(part)
     for key, value in values.items():
-        if not _fits(value, hints[key]):
-            raise BadRequest(f"{path}.{key}: {data[key]!r} is not what belongs there ({_wanted(hints[key])}).")
+        require_type(value, hints[key], f"{path}.{key}")
     try:
         return part(**values)
     except TypeError as error:
         raise BadRequest(f"{path}: {error}.") from error
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value may stand in a field of this type; for a field that holds a part, whether it is that kind."""
-    options, kind = get_args(hint), get_origin(hint)
-    if kind in (Union, UnionType):
-        return any(_fits(value, option) for option in options)
-    if kind is Literal:
-        return value in options
-    if kind is tuple:
-        return isinstance(value, tuple) and all(_fits(item, options[0]) for item in value)
-    if hint is float:
-        return isinstance(value, float | int)
-    return isinstance(value, hint)
-
-
-def _wanted(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
 
 
 def _write_table(table: Mapping[str, Any], path: tuple[str, ...], lines: list[str]) -> None:

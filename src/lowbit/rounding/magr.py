@@ -25,7 +25,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lowbit.core.errors import require
+from lowbit.core.errors import divisors_near, require
 from lowbit.core.parts import Code, Rounder
 from lowbit.core.problem import LayerProblem
 from lowbit.core.records import Rounded
@@ -76,7 +76,8 @@ class MagR:
         group = columns if self.group_size == "row" else self.group_size
         require(
             columns % group == 0,
-            f'MagR(group_size={group}) does not divide the {columns} inputs of the layer. Use a divisor, or "row".',
+            f"MagR(group_size={group}) does not divide the {columns} inputs of the layer. "
+            f'Use {divisors_near(group, columns)}, or "row".',
         )
         return group
 
