@@ -43,7 +43,7 @@ STAGES = {
     "solve": ["lowbit.pipeline.solve.quantize_layer"],
     "figures of layers": ["lowbit.core.layer._stats", "lowbit.core.layer.loss_limit"],
     "write": ["lowbit.pipeline.drive.write_tensors_atomically", "lowbit.pipeline.journal.Journal.record"],
-    "read back": ["lowbit.pipeline.drive._finished", "lowbit.pipeline.drive._read_layer"],
+    "read back": ["lowbit.pipeline.drive.is_finished", "lowbit.pipeline.drive._read_layer"],
     "assemble": ["lowbit.pipeline.quantize.assemble"],
     "check": ["lowbit.pipeline.quantize._finish", "lowbit.pipeline.drive._logits"],
     "report": ["lowbit.api.write_report", "lowbit.api.byte_budget"],

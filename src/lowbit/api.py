@@ -1,5 +1,6 @@
 """lowbit in Python: the same things as on the command line."""
 
+import functools
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -62,12 +63,17 @@ def quantize(
         said = {"overrides": overrides, "targets": targets, "ignore": ignore, "calibration": calibration}
         given = said if again == Options() else said | {"options": again}
         command = _call("quantize", str(model), str(out), recipe, **given)
-    record = {**pipeline.run(str(model), Path(out), chosen, calibration, options, progress), "command": command}
+    finish = functools.partial(_write_report, command)
+    return pipeline.run(str(model), Path(out), chosen, calibration, options, progress, finish)
+
+
+def _write_report(command: str, record: dict[str, Any], folder: Path) -> None:
+    """Write a run's report into its finished folder, with what only that shows."""
     recipes = [record["assignment"]["recipe"], *(data for _, data in record["assignment"]["overrides"])]
-    record["size"]["parts"] = byte_budget(Path(out))
+    record["size"]["parts"] = byte_budget(folder)
     record["citations"] = citations(recipes)
-    write_report(record, Path(out))
-    return record
+    record["command"] = command
+    write_report(record, folder)
 
 
 def plan(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 
 import pytest
 import torch
@@ -91,6 +92,12 @@ def test_a_full_disk_half_way_leaves_the_old_file_and_nothing_else(tmp_path, mon
         write_bytes_atomically(path, b"new")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
     assert path.read_bytes() == b"old"
+
+
+def test_names_that_are_not_utf8_can_be_written_down(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    write_json_atomically(tmp_path / "file", {"folder": name})
+    assert json.loads((tmp_path / "file").read_text(encoding="utf-8")) == {"folder": name}
 
 
 def test_what_a_crash_left_is_overwritten(tmp_path):

@@ -1,6 +1,8 @@
 """Folders of several shards, and what is left where writing one fails."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,8 +35,64 @@ def test_config_is_moved_last(tmp_path, monkeypatch):
     with staged(tmp_path / "out") as staging:
         for name in ("config.json", "a.json", "model.safetensors"):
             (staging / name).write_text("{}")
-    assert moved == ["a.json", "model.safetensors", "config.json"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(moved)
+    assert moved[-3:] == ["a.json", "model.safetensors", "config.json"]
+    assert names(tmp_path / "out") == sorted(moved[-3:])
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def write(out, *files):
+    with staged(out) as staging:
+        for name in files:
+            (staging / name).write_text("{}")
+
+
+def failing_after(moves, fail):
+    """`Path.replace` that calls `fail` in place of the move after so many into a folder's place."""
+    replace, done = Path.replace, [0]
+
+    def failing(self, to):
+        done[0] += self.parent.name == ".partial" != to.parent.name
+        if done[0] > moves:
+            fail()
+        return replace(self, to)
+
+    return failing
+
+
+@pytest.mark.parametrize("moves", [0, 1, 2])
+def test_what_a_kill_among_the_last_moves_leaves_is_no_model_and_no_hindrance(tmp_path, moves):
+    out = tmp_path / "out"
+    pid = os.fork()
+    if pid == 0:
+        Path.replace = failing_after(moves, lambda: os._exit(9))
+        write(out, "config.json", "a.json", "b.json")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+    assert names(out) == [".partial", "a.json", "b.json"][: 1 + moves]
+    (out / "mine").write_text("")
+    with pytest.raises(BadRequest, match=r"not empty \(it holds mine\)"):
+        write(out, "config.json", "c.json")
+    (out / "mine").unlink()
+    write(out, "config.json", "c.json")
+    assert names(out) == ["c.json", "config.json"]
+
+
+@pytest.mark.parametrize("existed", [True, False])
+def test_what_fails_among_the_last_moves_leaves_nothing(tmp_path, monkeypatch, existed):
+    out = tmp_path / "out"
+    if existed:
+        out.mkdir()
+
+    def stop():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", failing_after(1, stop))
+    with pytest.raises(KeyboardInterrupt):
+        write(out, "config.json", "a.json")
+    assert list(tmp_path.iterdir()) == [out] * existed
+    assert not existed or not names(out)
 
 
 def fail_in(out):
@@ -51,10 +109,16 @@ def test_what_fails_leaves_nothing(tmp_path):
     assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
 
 
-def test_a_file_in_the_way_is_refused(tmp_path):
-    (tmp_path / "out").write_text("mine")
-    with pytest.raises(BadRequest, match="is a file"), staged(tmp_path / "out"):
-        pass
+def test_places_that_are_no_folders_are_refused(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to("nothing")
+    for place, what in {"file": "is a file", "file/below": "file is a file", "link": "a link to nothing"}.items():
+        with pytest.raises(BadRequest, match=what):
+            write(tmp_path / place, "config.json")
+    monkeypatch.setattr("os.access", lambda *args: False)  # whoever runs the tests may write anywhere
+    with pytest.raises(BadRequest, match="cannot be written to"):
+        write(tmp_path / "new", "config.json")
+    assert names(tmp_path) == ["file", "link"]
 
 
 def test_companions_are_what_belongs_to_the_model(tmp_path):

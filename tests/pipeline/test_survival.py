@@ -150,7 +150,7 @@ def fill_at(model, text, finished, tmp_path, monkeypatch, moments):
         shutil.rmtree(out)
 
 
-@pytest.mark.parametrize("how", ["vanishes", "is cut short", "cannot be read"])
+@pytest.mark.parametrize("how", ["vanishes", "is cut short", "is replaced", "cannot be read"])
 def test_a_shard_goes_away_while_it_is_worked_on(model, text, finished, tmp_path, monkeypatch, how):
     copy, out = tmp_path / "copy", tmp_path / "out"
     shutil.copytree(model, copy)
@@ -169,6 +169,8 @@ def test_a_shard_goes_away_while_it_is_worked_on(model, text, finished, tmp_path
                 shard.unlink()
             elif how == "is cut short":
                 shard.write_bytes(whole[: len(whole) // 2])
+            elif how == "is replaced":
+                shard.write_bytes(whole[:-100] + bytes(100))
             else:
                 patched.setattr(shards, "_opened", lambda path: BadSector() if path == shard else opened(path))
 

@@ -26,7 +26,7 @@ from lowbit.exchange.gguf_header import check_lengths
 from lowbit.exchange.gguf_names import ARCHITECTURES, parameter_name, row_order
 from lowbit.exchange.tokens import read_tokenizer
 from lowbit.formats.checkpoint import quantization_config, stored_tensors
-from lowbit.formats.files import write_bytes_atomically, write_json_atomically
+from lowbit.formats.files import write_json_atomically, write_text_atomically
 from lowbit.formats.folder import ShardWriter, staged
 from lowbit.formats.legality import CONFIG_NAME
 from lowbit.integrations.transformers import STUB_NAME, remote_code_stub
@@ -87,7 +87,7 @@ def import_gguf(path: Path, out: Path) -> dict[str, Any]:
             read_tokenizer(fields, path, staging)
             text, auto_map = remote_code_stub(config["architectures"][0])
             if described:
-                write_bytes_atomically(staging / f"{STUB_NAME}.py", text.encode())
+                write_text_atomically(staging / f"{STUB_NAME}.py", text)
                 config |= {"auto_map": auto_map, "quantization_config": quantization_config(described, VERSION)}
             write_json_atomically(staging / CONFIG_NAME, config)
     except BadRequest as error:

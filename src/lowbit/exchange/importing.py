@@ -15,7 +15,7 @@ from lowbit.core.recipe import to_dict
 from lowbit.exchange.catalogue import format_of
 from lowbit.exchange.format import Format
 from lowbit.formats.checkpoint import quantization_config, stored_tensors
-from lowbit.formats.files import write_bytes_atomically, write_json_atomically
+from lowbit.formats.files import write_json_atomically, write_text_atomically
 from lowbit.formats.folder import ShardWriter, copy_companions, staged
 from lowbit.formats.legality import CONFIG_NAME
 from lowbit.formats.shards import Shards, read_json
@@ -62,7 +62,7 @@ def import_folder(folder: Path, out: Path) -> dict[str, Any]:
         writer.close()
         copy_companions(folder, staging)
         text, auto_map = remote_code_stub(_architecture(config, folder))
-        write_bytes_atomically(staging / f"{STUB_NAME}.py", text.encode())
+        write_text_atomically(staging / f"{STUB_NAME}.py", text)
         added = {"auto_map": auto_map, "quantization_config": quantization_config(described, VERSION)}
         write_json_atomically(staging / CONFIG_NAME, config | added)
     weights = sum(n * k for _, (n, k) in described.values())

@@ -39,9 +39,14 @@ def write_bytes_atomically(path: Path, data: bytes) -> None:
         _put(file, data)
 
 
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write text as `write_bytes_atomically` does, in UTF-8; bytes of a path's name that are none are written out."""
+    write_bytes_atomically(path, text.encode(errors="backslashreplace"))
+
+
 def write_json_atomically(path: Path, obj: Any) -> None:
-    """Write JSON, keys in the order given, as `write_bytes_atomically` does."""
-    write_bytes_atomically(path, (json.dumps(obj, indent=2, ensure_ascii=False) + "\n").encode())
+    """Write JSON, keys in the order given, as `write_text_atomically` does."""
+    write_text_atomically(path, json.dumps(obj, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_tensors_atomically(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
@@ -86,7 +91,7 @@ def _replacing(path: Path) -> Iterator[RawIOBase]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    _flush_folder(path.parent)
+    flush_folder(path.parent)
 
 
 def _put(file: RawIOBase, data: bytes | memoryview) -> None:
@@ -112,7 +117,8 @@ def minding_space(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
+    """Wait until the disk has the names of a folder's files: those written, moved and removed."""
     if os.name == "nt":  # Windows cannot open folders and flushes renames by itself
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -1,17 +1,24 @@
 """Folders that are whole or not there: written in a hidden folder inside their place, config.json moved last."""
 
+import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor
 
 from lowbit.core.errors import require
-from lowbit.formats.files import write_bytes_atomically, write_json_atomically, write_tensors_atomically
-from lowbit.formats.shards import INDEX_NAME, SINGLE_NAME
+from lowbit.formats.files import (
+    flush_folder,
+    write_bytes_atomically,
+    write_json_atomically,
+    write_tensors_atomically,
+)
+from lowbit.formats.shards import INDEX_NAME, SINGLE_NAME, read_json
 
 _STAGING = ".partial"
+_MOVING = "moving.json"
 _SHARD_BYTES = 1 << 30
 _COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "LICENSE*")
 _OWN = {
@@ -28,24 +35,61 @@ _OWN = {
 def staged(out: Path) -> Iterator[Path]:
     """A folder to write in; what it holds becomes `out` when the body ends, and vanishes when it raises.
 
-    Raises BadRequest where `out` holds anything but what a crash left of an earlier try.
+    Raises BadRequest where `out` cannot be written to or holds anything but what a crash left of an earlier try.
     """
-    staging = out / _STAGING
-    require(not out.exists() or out.is_dir(), f"{out} is a file. Give another folder.")
-    found = [path.name for path in out.iterdir() if path != staging] if out.exists() else []
+    require_writable(out)
+    staging, existed = out / _STAGING, out.exists()
+    left = {_STAGING, *_moved(staging)}
+    found = [path.name for path in out.iterdir() if path.name not in left] if existed else []
     require(not found, f"{out} is not empty (it holds {', '.join(sorted(found)[:3])}). Give another folder.")
-    if staging.exists():
-        shutil.rmtree(staging)
-    existed = out.exists()
+    _discard(out)
     staging.mkdir(parents=True)
     try:
         yield staging
-        for path in sorted(staging.iterdir(), key=lambda path: (path.name == "config.json", path.name)):
-            path.replace(out / path.name)
-    finally:
-        shutil.rmtree(staging)
+        names = sorted(path.name for path in staging.iterdir())
+        write_json_atomically(staging / _MOVING, {"names": names})
+        move_files(staging, out, names)
+    except BaseException:
+        _discard(out)
         if not existed and not any(out.iterdir()):
             out.rmdir()
+        raise
+    shutil.rmtree(staging)
+
+
+def move_files(staging: Path, out: Path, names: Iterable[str]) -> None:
+    """Move files of a finished folder to `out`, config.json when the disk has all others there."""
+    for name in _config_last(names):
+        if name == "config.json":
+            flush_folder(out)
+        (staging / name).replace(out / name)
+    flush_folder(out)
+
+
+def require_writable(out: Path) -> None:
+    """Raise BadRequest unless `out` is a folder, or one can be made there, and files can be written into it."""
+    require(out.exists() or not out.is_symlink(), f"{out} is a link to nothing. Make what it points to, or remove it.")
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    require(there.is_dir(), f"{there} is a file. Give another folder.")
+    require(os.access(there, os.W_OK | os.X_OK), f"{there} cannot be written to. Change its rights or give another.")
+
+
+def _moved(staging: Path) -> list[str]:
+    """The files that a try was moving into place when it ended, wherever they are."""
+    path = staging / _MOVING
+    return [Path(name).name for name in read_json(path)["names"]] if path.exists() else []
+
+
+def _discard(out: Path) -> None:
+    """Remove what a try has left."""
+    for name in reversed(_config_last(_moved(out / _STAGING))):
+        (out / name).unlink(missing_ok=True)
+    if (out / _STAGING).exists():
+        shutil.rmtree(out / _STAGING)
+
+
+def _config_last(names: Iterable[str]) -> list[str]:
+    return sorted(names, key=lambda name: (name == "config.json", name))
 
 
 class ShardWriter:

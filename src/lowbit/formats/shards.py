@@ -7,7 +7,7 @@ checked against the size of the file, which cannot lie, before a single byte is 
     product(shape) * bytes per element = end - start;    names are unique in a file and over the shards.
 
 Opening costs one small read per shard; `load` reads exactly one tensor into memory of its own, so a file that is cut
-short or replaced later gives an error and not a crash. Format: github.com/huggingface/safetensors.
+short or changed later gives an error, not a crash or a mixture. Format: github.com/huggingface/safetensors.
 """
 
 import json
@@ -15,7 +15,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -56,13 +56,14 @@ _LARGEST_COUNT = 2**63
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one tensor lies: `nbytes` bytes of `file` from byte `start` on."""
+    """Where one tensor lies: `nbytes` bytes of `file` from byte `start` on. written: when the file was, in ns."""
 
     file: Path
     dtype: torch.dtype
     shape: tuple[int, ...]
     start: int
     nbytes: int
+    written: int
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Shards:
         return sum(entry.nbytes for entry in self.entries.values())
 
     def load(self, name: str) -> Tensor:
-        """A fresh copy of one tensor; raises BadRequest where there is none or its file has shrunk since `open`."""
+        """A fresh copy of one tensor; raises BadRequest where there is none or its file was changed since `open`."""
         if name not in self.entries:
             raise BadRequest(f"{self.folder} holds no tensor {name!r}.")
         return _read(name, self.entries[name])
@@ -107,7 +108,7 @@ class Shards:
         whole = self.entries[name]
         shape = (stop - start, *whole.shape[1:])
         row = math.prod(shape[1:]) * whole.dtype.itemsize
-        return _read(name, Entry(whole.file, whole.dtype, shape, whole.start + start * row, shape[0] * row))
+        return _read(name, replace(whole, shape=shape, start=whole.start + start * row, nbytes=shape[0] * row))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -118,7 +119,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     """The checked entries and the metadata of one safetensors file; raises BadRequest where anything is wrong."""
     with _opened(path) as file:
-        size = os.fstat(file.fileno()).st_size
+        status = os.fstat(file.fileno())
+        size = status.st_size
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, LARGEST_JSON):
             raise BadRequest(
@@ -129,7 +131,7 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     metadata = header.pop("__metadata__", {})
     if not _is_text_map(metadata):
         raise BadRequest(f"{path}: __metadata__ must map strings to strings. {_AGAIN}")
-    entries = {name: _entry(path, name, data, 8 + length) for name, data in header.items()}
+    entries = {name: _entry(path, name, data, 8 + length, status.st_mtime_ns) for name, data in header.items()}
     _check_layout(path, entries, 8 + length, size)
     return entries, metadata
 
@@ -205,12 +207,15 @@ def _read(name: str, entry: Entry) -> Tensor:
         try:
             file.seek(entry.start)
             complete = not entry.nbytes or file.readinto(data.numpy().data) == entry.nbytes
+            changed = entry.file.stat().st_mtime_ns != entry.written
         except OSError as error:
             raise LowbitError(
                 f"{entry.file}: tensor {name!r} cannot be read: {error.strerror}. Copy the file to a sound disk."
             ) from error
         if not complete:
             raise BadRequest(f"{entry.file} ends inside tensor {name!r}: it was cut short after it was opened.")
+    if changed:
+        raise BadRequest(f"{entry.file} was changed while it was being read. Give a copy that stays as it is.")
     return data.view(entry.dtype).view(entry.shape)
 
 
@@ -247,7 +252,7 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _LARGEST_COUNT
 
 
-def _entry(path: Path, name: str, data: Any, data_start: int) -> Entry:
+def _entry(path: Path, name: str, data: Any, data_start: int, written: int) -> Entry:
     """One tensor of a header, its own numbers checked against each other."""
     what = f"{path}: tensor {name!r}"
     if not isinstance(data, dict) or data.keys() != {"dtype", "shape", "data_offsets"}:
@@ -266,7 +271,7 @@ def _entry(path: Path, name: str, data: Any, data_start: int) -> Entry:
     nbytes = math.prod(shape) * DTYPES[dtype].itemsize
     if end - start != nbytes:
         raise BadRequest(f"{what} is {dtype} {shape}, {nbytes} bytes, but lies at [{start}, {end}]. {_AGAIN}")
-    return Entry(path, DTYPES[dtype], tuple(shape), data_start + start, nbytes)
+    return Entry(path, DTYPES[dtype], tuple(shape), data_start + start, nbytes, written)
 
 
 def _check_layout(path: Path, entries: Mapping[str, Entry], data_start: int, size: int) -> None:

@@ -8,6 +8,7 @@ and compared there, and only then moved to its place, `config.json` last: withou
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from torch import Tensor
 
 from lowbit.core.recipe import to_dict
 from lowbit.formats.checkpoint import quantization_config, stored_layout
-from lowbit.formats.files import write_bytes_atomically, write_json_atomically, write_tensors_atomically
-from lowbit.formats.folder import copy_companions
+from lowbit.formats.files import write_json_atomically, write_tensors_atomically, write_text_atomically
+from lowbit.formats.folder import copy_companions, move_files
 from lowbit.formats.shards import read_tensors
 from lowbit.pipeline.drive import Run, layer_path
 from lowbit.pipeline.plan import LeftAlone, PlannedLayer
@@ -29,7 +30,7 @@ def assemble(run: Run, folder: Path, version: str, remote_code: tuple[str, Mappi
 
     remote_code: text of the module that imports lowbit for `trust_remote_code=True`, and the `auto_map` that names it.
     """
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     shards = _split(run)
     names = _shard_names(len(shards))
     index: dict[str, str] = {}
@@ -47,25 +48,24 @@ def assemble(run: Run, folder: Path, version: str, remote_code: tuple[str, Mappi
         )
     copy_companions(run.source.folder, folder)
     text, auto_map = remote_code
-    write_bytes_atomically(folder / "modeling_lowbit.py", text.encode())
+    write_text_atomically(folder / "modeling_lowbit.py", text)
     config = json.loads((run.source.folder / "config.json").read_text(encoding="utf-8"))
     layers = {layer.name: (to_dict(layer.recipe), layer.shape) for layer in run.plan.layers}
     config |= {"auto_map": dict(auto_map), "quantization_config": quantization_config(layers, version)}
     write_json_atomically(folder / "config.json", config)
 
 
-def move_into_place(staging: Path, out: Path) -> None:
+def move_into_place(staging: Path, out: Path, work: Path) -> None:
     """Move the files of a checked checkpoint to `out`, config.json last, then remove the work folder, journal last;
     may be repeated after a crash."""
-    files = staging.iterdir() if staging.exists() else ()
-    for path in sorted(files, key=lambda path: (path.name == "config.json", path.name)):
-        path.replace(out / path.name)
-    work = staging.parent
+    if staging.exists():
+        move_files(staging, out, [path.name for path in staging.iterdir()])
     for folder in (path for path in work.iterdir() if path.is_dir()):
         shutil.rmtree(folder)
     for path in sorted(work.iterdir(), key=lambda path: path.name == "journal.jsonl"):
         path.unlink()
-    work.rmdir()
+    with suppress(OSError):  # a second run may be waiting for the lock there
+        work.rmdir()
 
 
 def _split(run: Run) -> list[list[PlannedLayer | LeftAlone]]:

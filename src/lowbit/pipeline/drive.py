@@ -165,7 +165,7 @@ def _token_counts(windows: Tensor) -> Tensor:
 def _gradients(run: Run) -> States:
     """The states of statistics that read gradients; none where all their layers are finished."""
     reading = [layer for layer in run.plan.layers if layer.recipe.statistic.reads & GRADIENTS]
-    if all(_finished(run, layer.name) for layer in reading):
+    if all(is_finished(run, layer.name) for layer in reading):
         return {}
     wanted = {layer.name: layer.recipe.statistic for layer in reading}
     total = len(run.windows)
@@ -198,7 +198,7 @@ def _quantize_block(run: Run, passage: _Passage, gradients: States, done: int) -
     planned = {layer.name: layer for layer in run.plan.blocks[block.name]}
     linears = {name: module for name, module in block.linears() if name in planned}
     for stage in _stages(find_stages(block, linears, *passage.check), planned):
-        todo = {name: planned[name] for name in stage.layers if not _finished(run, name)}
+        todo = {name: planned[name] for name in stage.layers if not is_finished(run, name)}
         # Also those of layers that are done already: experts with few tokens share the statistics of all.
         states = _states(run, passage, stage, _statistics(stage, planned), gradients) if todo else {}
         return_freed_memory()
@@ -334,10 +334,12 @@ def layer_path(work: Path, name: str) -> Path:
     return work / "layers" / f"{name}.safetensors"
 
 
-def _finished(run: Run, name: str) -> bool:
-    """Whether a layer is in the journal with its file whole."""
+def is_finished(run: Run, name: str) -> bool:
+    """Whether a layer is in the journal, as good as the run demands, with its file whole."""
     entry, path = run.journal.get("layer", name), layer_path(run.work, name)
-    return entry is not None and path.is_file() and file_digest(path) == entry["sha256"]
+    if entry is None or (run.strict and entry["record"]["outcomes"]):
+        return False
+    return path.is_file() and file_digest(path) == entry["sha256"]
 
 
 def _read_layer(run: Run, layer: PlannedLayer) -> QuantizedLayer:

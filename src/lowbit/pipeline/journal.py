@@ -1,13 +1,15 @@
 """The journal of a run: what is finished, in a file that survives kill -9 at any instant.
 
-One JSON line a finished step, appended and synced only after the step's own file is complete under its final name.
-The first line holds the digests of everything the result depends on; a run is resumed only where they agree. A last
-line that was cut off by a crash is dropped: its step is simply done again. Steps are found by (kind, name).
+One line a finished step, its checksum and JSON, appended and synced only after the step's own file is complete under
+its final name. The first line holds the digests of everything the result depends on; a run is resumed only where they
+agree. A line that was cut off by a crash or damaged later is dropped: its step is simply done again. Steps are found by
+(kind, name).
 """
 
 import fcntl
 import json
 import os
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,10 +19,11 @@ from typing import Any
 from lowbit.core.errors import BadRequest
 from lowbit.formats.files import append_durably
 
+_CHECKSUM = 9  # bytes of a line before its JSON
 _WORDS = {
     "model": "model",
     "recipe": "recipe",
-    "calibration": "calibration",
+    "calibration": "calibration (text, windows or --seed)",
     "lowbit": "lowbit version",
     "device": "device",
 }
@@ -43,43 +46,45 @@ class Journal:
 
     @classmethod
     def resume(cls, path: Path, digests: Mapping[str, str]) -> "Journal":
-        """The journal at `path`, started where not even its first line was written whole; raises BadRequest naming
-        what differs from the run that started it."""
-        lines = path.read_bytes().split(b"\n")
-        complete = b"".join(line + b"\n" for line in lines[:-1])
-        if lines[-1]:
-            _truncate(path, len(complete))
-        journal = cls(path)
-        for number, line in enumerate(lines[:-1], 1):
-            try:
-                data = json.loads(line)
-                journal.entries[data.pop("kind"), data.pop("name")] = data
-            except (ValueError, KeyError) as error:
-                raise BadRequest(
-                    f"{path}, line {number}: not a journal line. Start again in an empty folder."
-                ) from error
-        started = journal.entries.get(("run", ""))
-        if not journal.entries:
+        """The journal at `path`, started where not even its first line was written whole; raises BadRequest where that
+        line was damaged, or naming what differs from the run that started it."""
+        *lines, cut = path.read_bytes().split(b"\n")
+        if cut:
+            _truncate(path, sum(len(line) + 1 for line in lines))
+        if not lines:
             return cls.start(path, digests)
+        journal = cls(path)
+        for line in filter(_is_sound, lines):
+            data = json.loads(line[_CHECKSUM:])
+            journal.entries[data.pop("kind"), data.pop("name")] = data
+        started = journal.entries.get(("run", ""))
         if started is None:
-            raise BadRequest(f"{path}: its first line is missing. Start again in an empty folder.")
+            raise BadRequest(f"{path}: its first line, what the run is of, is damaged. Start again in an empty folder.")
         for key, digest in digests.items():
             if started.get(key) != digest:
                 told = f" ({started.get(key)}, not {digest})" if key in _READABLE else ""
                 raise BadRequest(
                     f"{path.parent.parent} was started with another {_WORDS[key]}{told}. "
-                    f"Resume with the same {_WORDS[key]}, or start in an empty folder."
+                    "Resume with the same one, or start in an empty folder."
                 )
         return journal
 
     def record(self, kind: str, name: str, data: Mapping[str, Any]) -> None:
         """Append one finished step and wait until the disk has it."""
-        line = json.dumps({"kind": kind, "name": name, **data}, sort_keys=True) + "\n"
-        append_durably(self.path, line.encode())
+        text = json.dumps({"kind": kind, "name": name, **data}, sort_keys=True).encode()
+        append_durably(self.path, _checksum(text) + text + b"\n")
         self.entries[kind, name] = dict(data)
 
     def get(self, kind: str, name: str) -> dict[str, Any] | None:
         return self.entries.get((kind, name))
+
+
+def _checksum(text: bytes) -> bytes:
+    return b"%08x " % zlib.crc32(text)
+
+
+def _is_sound(line: bytes) -> bool:
+    return line[:_CHECKSUM] == _checksum(line[_CHECKSUM:])
 
 
 def _truncate(path: Path, size: int) -> None:

@@ -11,6 +11,7 @@ import platform
 import resource
 import shutil
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,13 @@ from transformers import AutoTokenizer
 from lowbit.core.errors import BadRequest, LowbitError, require
 from lowbit.core.recipe import to_dict
 from lowbit.formats.files import file_digest, write_json_atomically, write_tensors_atomically
-from lowbit.formats.shards import read_tensors
+from lowbit.formats.folder import require_writable
+from lowbit.formats.shards import read_json, read_tensors
 from lowbit.integrations.transformers import remote_code_stub
 from lowbit.pipeline.assemble import assemble, move_into_place
 from lowbit.pipeline.capture import final_logits, record_calls, run_block
 from lowbit.pipeline.device import device_of
-from lowbit.pipeline.drive import Progress, Run, layer_records, quantize_blocks
+from lowbit.pipeline.drive import Progress, Run, is_finished, layer_records, quantize_blocks
 from lowbit.pipeline.forecast import solve_memory, watch_memory
 from lowbit.pipeline.journal import Journal, exclusive
 from lowbit.pipeline.plan import Assignment, Plan, make_plan
@@ -38,6 +40,7 @@ from lowbit.pipeline.workers import Needs, Workers, workers_at
 from lowbit.version import VERSION
 
 WORK = ".lowbit"
+REPORT_NAME = "report.json"
 # Logits of the run and of the reloaded folder may differ by the order of float32 sums, no more.
 _TOLERANCE = 1e-3
 
@@ -71,6 +74,11 @@ class Options:
     device: str = "cpu"
 
 
+def write_record(record: Mapping[str, Any], folder: Path) -> None:
+    """Write a run's record as report.json."""
+    write_json_atomically(folder / REPORT_NAME, record)
+
+
 def silent(what: str, done: int, total: int) -> None:
     """The progress of a run nobody watches."""
 
@@ -88,8 +96,11 @@ def run(
     calibration: Calibration = Calibration(),
     options: Options = Options(),
     progress: Progress = silent,
+    write_report: Callable[[dict[str, Any], Path], None] = write_record,
 ) -> dict[str, Any]:
     """Quantize `model` into the folder `out`; returns the run's record (see report).
+
+    write_report: writes the record, as report.json and as it likes, into the finished folder before that is in place.
 
     Raises BadRequest where the request is wrong, before anything is written, and LowbitError where the work fails.
     """
@@ -110,18 +121,23 @@ def run(
         _require_memory(workers, planned, device)
         digests["model"] = source.digest(lambda done, total: progress("reading the model", done, total))
         work = out / WORK
-        (work / "layers").mkdir(parents=True, exist_ok=True)
+        work.mkdir(parents=True, exist_ok=True)
         with exclusive(work):
             path = work / "journal.jsonl"
+            placed = (out / "config.json").exists()
+            require(path.exists() or not placed, f"{out}: another run has just ended here. Look at what it wrote.")
+            (work / "layers").mkdir(exist_ok=True)
             journal = Journal.resume(path, digests) if path.exists() else Journal.start(path, digests)
             given = calibration.seed, options.strict, options.budget, progress, device, workers
             job = Run(source, planned, windows, work, journal, *given)
-            difference = _finish(job, _quantized(job), progress)
-            record = _record(job, model, assignment, calibration, digests, difference)
-            record["seconds"] = {"total": round(time.perf_counter() - started, 2)}
-            write_json_atomically(out / "report.json", record)
-            move_into_place(work / "checkpoint", out)
-    return record
+            staging = work / "checkpoint" / out.absolute().name  # the report tells how to load a folder of that name
+            if not placed:
+                difference = _finish(job, staging, _quantized(job))
+                record = _record(job, model, assignment, calibration, digests, difference)
+                record["seconds"] = {"total": round(time.perf_counter() - started, 2)}
+                write_report(record, staging)
+            move_into_place(staging, out, work)
+    return read_json(out / REPORT_NAME)
 
 
 def _require_memory(workers: Workers, planned: Plan, device: torch.device) -> None:
@@ -161,6 +177,7 @@ def _digest(data: Any) -> str:
 
 def _check_folder(out: Path, planned: Plan, resume: bool) -> None:
     """Raise BadRequest where `out` is not as asked: empty for a new run, holding a run's work for one to resume."""
+    require_writable(out)
     work = out / WORK
     if resume and not (work / "journal.jsonl").exists() and ((out / "config.json").exists() or not work.exists()):
         done = "holds a finished model" if (out / "config.json").exists() else "holds no unfinished run"
@@ -168,7 +185,8 @@ def _check_folder(out: Path, planned: Plan, resume: bool) -> None:
     if not resume and out.exists() and any(out.iterdir()):
         way_out = "It holds an unfinished run: go on with --resume, or give" if work.exists() else "Give"
         raise BadRequest(f"{out} is not empty. {way_out} another folder.")
-    _require_space(out, 2 * planned.bytes_after)
+    there = sum(path.stat().st_size for path in out.rglob("*.safetensors"))
+    _require_space(out, 2 * planned.bytes_after - there)
 
 
 def _require_space(out: Path, needed: int) -> None:
@@ -183,27 +201,23 @@ def _require_space(out: Path, needed: int) -> None:
 def _quantized(job: Run) -> Tensor:
     """The check's logits by the quantized model, computed now or by the run that is being resumed."""
     path, entry = job.work / "logits.safetensors", job.journal.get("quantized", "")
-    if entry is None or not path.exists() or file_digest(path) != entry["sha256"]:
+    found = entry is not None and path.exists() and file_digest(path) == entry["sha256"]
+    if not found or not all(is_finished(job, layer.name) for layer in job.plan.layers):
         logits = quantize_blocks(job)
         job.journal.record("quantized", "", {"sha256": write_tensors_atomically(path, {"logits": logits}, {})})
     return read_tensors(path)["logits"]
 
 
-def _finish(job: Run, expected: Tensor, progress: Progress) -> float:
+def _finish(job: Run, staging: Path, expected: Tensor) -> float:
     """Assemble the checkpoint, load it from disk and compare; returns the largest difference of logits."""
-    staging = job.work / "checkpoint"
-    done = job.journal.get("checked", "")
-    if done is not None:
-        return float(done["difference"])
     assemble(job, staging, VERSION, remote_code_stub(type(job.source.model).__name__))
-    logits = _logits_from_disk(staging, job.check_ids, progress)
+    logits = _logits_from_disk(staging, job.check_ids, job.progress)
     difference = float((logits - expected).abs().max())
     if not difference <= _TOLERANCE * float(expected.abs().max()):
         raise LowbitError(
             f"{staging}: the checkpoint, loaded from disk, differs from what was computed by {difference:.3g} in its "
             f"logits (largest {float(expected.abs().max()):.3g}). The disk or this version of lowbit is at fault."
         )
-    job.journal.record("checked", "", {"difference": difference})
     return difference
 
 

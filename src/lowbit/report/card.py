@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lowbit.formats.files import write_bytes_atomically
+from lowbit.formats.files import write_text_atomically
 from lowbit.formats.shards import read_json
 from lowbit.report import numbers
 
@@ -68,7 +68,7 @@ def write_card(folder: Path, record: Mapping[str, Any], format: str = "lowbit") 
     an export rounded again; the measures are beside the folder exported then. format: what the folder is in, "lowbit"
     or the name of an exported format.
     """
-    write_bytes_atomically(folder / CARD_NAME, card(record, format, snippet(folder, format)).encode())
+    write_text_atomically(folder / CARD_NAME, card(record, format, snippet(folder, format)))
 
 
 def snippet(folder: Path, format: str) -> str:

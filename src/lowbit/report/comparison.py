@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from lowbit.core.errors import BadRequest, require
-from lowbit.formats.files import write_bytes_atomically
+from lowbit.formats.files import write_text_atomically
 from lowbit.report.page import Record, render
 
 Row = Mapping[str, Any]
@@ -58,7 +58,7 @@ def write_comparison(records: Mapping[str, Record], path: Path) -> None:
         differences=recipe_differences(known),
         strangers=[row["label"] for row in rows if row["label"] not in known],
     )
-    write_bytes_atomically(path, page.encode())
+    write_text_atomically(path, page)
 
 
 def _row(label: str, record: Record) -> dict[str, Any]:
