@@ -274,6 +274,8 @@ RECIPES = {
     "optq one group of columns a scale": make_recipe("optq", {"bits": 8, "group_size": 1, "static_groups": True}),
     "beam": make_recipe("beam", {"width": 4, "passes": 1}),
     "beam in groups": make_recipe("beam", {"bits": 2, "group_size": 8, "width": 3, "passes": 0}),
+    "integers": make_recipe("integers", {"group_size": 8, "width": 3, "turns": 1}),
+    "integers, symmetric rows": make_recipe("integers", {"bits": 3, "group_size": "row", "symmetric": True}),
     "quantease": make_recipe("quantease", {"sweeps": 3}),
     "gpfq": make_recipe("gpfq", {"bits": 3, "group_size": 8}),
     "magr": make_recipe("magr", {"passes": 2}),

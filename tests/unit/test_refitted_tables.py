@@ -7,7 +7,17 @@ import torch
 
 from laws.problems import correlated
 from laws.statements import close, solve
-from lowbit.codes import BinaryCoding, BlockScaled, ClusteredLevels, IntegerGrid, Lookup, SharedLevels, VectorCodebook
+from lowbit.codes import (
+    BinaryCoding,
+    BlockScaled,
+    ClusteredLevels,
+    HessianRange,
+    IntegerGrid,
+    Lookup,
+    MidriseGrid,
+    SharedLevels,
+    VectorCodebook,
+)
 from lowbit.core.errors import BadRequest
 from lowbit.core.problem import LayerProblem
 from lowbit.recipes import make_recipe
@@ -22,6 +32,7 @@ CODES = {
     "two tables for all rows": Lookup(SharedLevels(2, 2)),
     "planes in groups": Lookup(BinaryCoding(2, "signs"), 16),
     "vectors with scales of blocks": BlockScaled(VectorCodebook(2, 3), 8),
+    "integers in groups": IntegerGrid(2, 16, range=HessianRange(), scales="static"),
 }
 ROWS = torch.randn(24, 30, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 
@@ -107,8 +118,8 @@ def test_nothing_to_fit_changes_nothing():
 
 
 def test_codes_without_tables_are_refused():
-    with pytest.raises(BadRequest, match=r"linear in its tables.*IntegerGrid is none. Use the rounder inside"):
-        RefittedTables(Ldlq()).round(PROBLEM, IntegerGrid(3))
+    with pytest.raises(BadRequest, match=r"linear in its tables.*MidriseGrid is none. Use the rounder inside"):
+        RefittedTables(Ldlq()).round(PROBLEM, MidriseGrid(3))
     with pytest.raises(BadRequest, match="steps=0"):
         RefittedTables(Ldlq(), 0)
 

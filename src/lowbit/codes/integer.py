@@ -58,6 +58,7 @@ class IntegerGrid:
         )
 
     tile = (1, 1)
+    linear_in = ("scale",)
 
     @property
     def levels(self) -> Levels:

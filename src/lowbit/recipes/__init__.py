@@ -44,6 +44,7 @@ from lowbit.recipes.nonuniform import squeezellm as squeezellm
 from lowbit.recipes.nonuniform import vptq as vptq
 from lowbit.recipes.rounded import beam as beam
 from lowbit.recipes.rounded import gpfq as gpfq
+from lowbit.recipes.rounded import integers as integers
 from lowbit.recipes.rounded import magr as magr
 from lowbit.recipes.rounded import optq_stochastic as optq_stochastic
 from lowbit.recipes.rounded import quantease as quantease

@@ -14,7 +14,7 @@ from lowbit.recipes.granular import dgq, finequant, slim_llm
 from lowbit.recipes.incoherent import exl3, qtip, quip, quip_sharp, trellis
 from lowbit.recipes.native import kquant
 from lowbit.recipes.nonuniform import gptvq, jlcm, lcq, squeezellm, vptq
-from lowbit.recipes.rounded import beam, gpfq, magr, optq_stochastic, quantease
+from lowbit.recipes.rounded import beam, gpfq, integers, magr, optq_stochastic, quantease
 from lowbit.recipes.scalar import optq, rtn
 from lowbit.recipes.serial import from_dict
 from lowbit.recipes.typed import nearest, require_type
@@ -22,6 +22,7 @@ from lowbit.recipes.typed import nearest, require_type
 _METHODS: tuple[Callable[..., Recipe], ...] = (
     rtn,
     optq,
+    integers,
     beam,
     quantease,
     gpfq,

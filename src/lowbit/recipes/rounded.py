@@ -6,14 +6,19 @@ All store what `optq` stores. b bits, g columns a group or K for a whole row.
 from dataclasses import replace
 
 from lowbit.codes import HessianRange, IntegerGrid
+from lowbit.core.errors import require
+from lowbit.core.parts import Rounder
 from lowbit.core.recipe import Recipe, Refresh
-from lowbit.recipes.scalar import GroupSize, RangeName, optq
-from lowbit.rounding import Beam, CoordinateDescent, Gpfq, Ldlq, MagR, QuantEase, Stochastic
+from lowbit.recipes.scalar import GroupSize, RangeName, optq, whole_row
+from lowbit.rounding import Beam, CoordinateDescent, Gpfq, Ldlq, MagR, QuantEase, RefittedTables, Stochastic
+from lowbit.statistics import CrossMoment
 from lowbit.transforms import StaticOrder
 
 # MagR's strength by bits and whether scales are of rows; the best of a sweep on real layers (docs/LOG.md).
 _STRENGTH = {1: 0.1, 2: 0.05, 3: 0.02}
 _LEAST_STRENGTH = 0.01
+# Of coordinate descent and of conjugate gradients in a turn of `integers`.
+_PASSES, _STEPS = 3, 4
 
 
 def quantease(
@@ -167,3 +172,38 @@ def beam(
     search = Beam(width, damping=damping)
     rounder = CoordinateDescent(search, passes) if passes else search
     return replace(base, name="beam", transform=StaticOrder("pivot"), code=code, rounder=rounder)
+
+
+def integers(
+    bits: int = 4,
+    group_size: GroupSize = 128,
+    symmetric: bool = False,
+    width: int = 16,
+    turns: int = 2,
+    target_damping: float = 1e-3,
+    damping: float = 0.01,
+    refresh: Refresh = "input",
+) -> Recipe:
+    """lowbit's own for runtimes that want integers: all that helps and is stored as `optq` stores it.
+
+    Aims at the original outputs, as Qronos does; finds ranges and the order of columns by the factor of H; searches by
+    beam; then scales, fitted to the codes by least squares, and codes, by coordinate descent, take turns.
+
+    Bits per weight: as `optq` with static groups: b + (16 + b) / g, symmetric b + 16 / g.
+
+    Args:
+        bits: 1 to 8.
+        group_size: columns of a row that share a scale; "row" or -1 for the whole row, "tensor" for the whole layer.
+        symmetric: zero is the middle level; stores no zero points.
+        width: survivors of each row in the search; 1 for none.
+        turns: of coordinate descent and scales; 0 for none.
+        target_damping: of the target, see `qronos`.
+        damping: of rounding: added to diag(H), as a fraction of its mean; >= 0.
+        refresh: "input" recomputes inputs after each group of layers that share one, "block" once per decoder block.
+    """
+    require(turns >= 0, f"integers(turns={turns}): must not be negative. Use 2.")
+    code = IntegerGrid(bits, whole_row(group_size), symmetric, HessianRange(damping=damping), "static")
+    rounder: Rounder = Beam(width, damping=damping)
+    for _ in range(turns):
+        rounder = RefittedTables(CoordinateDescent(rounder, _PASSES), _STEPS)
+    return Recipe("integers", CrossMoment(target_damping), StaticOrder("pivot"), code, rounder, refresh=refresh)
