@@ -68,6 +68,7 @@ OURS: dict[str, Callable[[Grid], Recipe]] = {
     "magr+gptq": magr_optq,
     "magr+qronos": lambda grid: replace(magr_optq(grid), statistic=CrossMoment()),
     "beam": lambda grid: recipes.beam(grid.bits, grid.group_size),
+    "integers": lambda grid: recipes.integers(**grid.shared()),
     "trellis": lambda grid: recipes.trellis(grid.bits),
 }
 
