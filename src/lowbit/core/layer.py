@@ -123,7 +123,7 @@ def _nearest_loss(layer: QuantizedLayer, problem: LayerProblem) -> float | None:
 
 def _stats(layer: QuantizedLayer, problem: LayerProblem, bits: float, limit: float) -> dict[str, Any]:
     nearest, w_hat = _nearest_loss(layer, problem), layer.dequantize()
-    loss, whole = problem.loss(w_hat), problem.loss(torch.zeros(()))
+    loss, whole = problem.loss(w_hat), problem.whole()
     return {
         "loss": loss,
         "relative_loss": loss / whole if whole > 0 else 0.0,

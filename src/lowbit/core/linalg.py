@@ -11,7 +11,7 @@ LAPACK's own factorisation does, so we call it on fixed diagonal blocks by one t
 Layers that share their inputs have one Hessian, the same tensor, and get the same factor.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -82,16 +82,24 @@ def check_damping(part: object, damping: float) -> None:
     )
 
 
-def cholesky(matrix: Tensor) -> Tensor | None:
-    """Lower Cholesky factor of a symmetric matrix [K, K], overwriting it; None where it is not positive definite."""
+def definite_factor(block: Tensor) -> Tensor | None:
+    """Lower Cholesky factor of a small symmetric matrix, by one thread; None where it is not positive definite."""
+    with one_thread():
+        lower, info = torch.linalg.cholesky_ex(block)
+    definite = int(info) == 0 and bool(torch.isfinite(lower.diagonal()).all())
+    return lower if definite else None
+
+
+def cholesky(matrix: Tensor, factor: Callable[[Tensor], Tensor | None] = definite_factor) -> Tensor | None:
+    """Lower Cholesky factor of a symmetric matrix [K, K], overwriting it, from its lower half; None where it is not
+    positive definite. factor: of the blocks on the diagonal, less what the columns before them explain."""
     k = len(matrix)
     for start in range(0, k, _BLOCK):
         stop = min(start + _BLOCK, k)
         done = matrix[start:stop, :start]
         matrix[start:, start:stop] -= matrix[start:, :start] @ done.T
-        with one_thread():
-            block, info = torch.linalg.cholesky_ex(matrix[start:stop, start:stop])
-        if int(info) != 0 or not bool(torch.isfinite(block.diagonal()).all()):
+        block = factor(matrix[start:stop, start:stop])
+        if block is None:
             return None
         matrix[start:stop, start:stop] = block
         if stop < k:

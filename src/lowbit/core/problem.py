@@ -69,5 +69,11 @@ class LayerProblem:
 
     def relative_loss(self, w_hat: Tensor) -> float:
         """Loss over the loss of an all-zero layer: 0 is exact, 1 is as bad as no layer. NaN-free: 0/0 is 0."""
-        whole = self.loss(torch.zeros_like(self.weight))
+        whole = self.whole()
         return self.loss(w_hat) / whole if whole > 0 else 0.0
+
+    def whole(self) -> float:
+        """The loss of an all-zero layer, from products in the weight's own type."""
+        if self.row_hessian is None:
+            return quadratic_form(self.weight, self.hessian, self.weight.dtype)
+        return self.loss(torch.zeros_like(self.weight))

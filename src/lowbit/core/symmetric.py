@@ -83,15 +83,18 @@ def from_upper_bands(flat: Tensor, k: int) -> Tensor:
     return matrix
 
 
-def quadratic_form(x: Tensor, matrix: Tensor) -> float:
-    """tr(x M x^T) for x [N, K] and a symmetric M [K, K], in float64; N K^2 / 2 multiply-adds."""
+def quadratic_form(x: Tensor, matrix: Tensor, dtype: torch.dtype = torch.float64) -> float:
+    """tr(x M x^T) for x [N, K] and a symmetric M [K, K], summed in float64; N K^2 / 2 multiply-adds in `dtype`.
+
+    In float32, four times as fast, it is good to about 1e-6 of |x|^2 |M|: well where x has nothing to do with M.
+    """
     total = 0.0
     for band in bands(len(matrix)):
-        own = x[:, band].double()
-        pulled = own @ matrix[band, band].double()
+        own = x[:, band].to(dtype).contiguous()
+        pulled = rows_times(own, matrix[band, band].to(dtype).contiguous())
         for other in bands(band.start):
-            pulled += 2 * (x[:, other].double() @ matrix[other, band].double())
-        total += float((pulled * own).sum())
+            pulled += 2 * rows_times(x[:, other].to(dtype).contiguous(), matrix[band, other].to(dtype).contiguous())
+        total += float((pulled * own).sum(dtype=torch.float64))
     return total
 
 
