@@ -3,7 +3,7 @@
 All of them must have been measured on the same text: numbers of different texts do not compare.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,10 @@ def comparison_rows(records: Mapping[str, Record]) -> list[dict[str, Any]]:
 def recipe_differences(records: Mapping[str, Record]) -> list[tuple[str, list[str]]]:
     """(path of a setting, its value in each record) where recipes differ; "" where a recipe has no such setting.
 
-    records: those that hold a recipe.
+    Settings of one kind of part are compared one by one, different parts as a whole. records: those with a recipe.
     """
-    flat = [dict(_flat(record["assignment"] | record["calibration"])) for record in records.values()]
-    paths = dict.fromkeys(path for settings in flat for path in settings)
-    found = [(path, [settings.get(path, "") for settings in flat]) for path in paths]
-    return [(path, values) for path, values in found if len(set(values)) > 1 and not path.endswith("digest")]
+    settings = [record["assignment"] | record["calibration"] for record in records.values()]
+    return [(path, values) for path, values in _differences(settings, "") if not path.endswith("digest")]
 
 
 def write_comparison(records: Mapping[str, Record], path: Path) -> None:
@@ -53,6 +51,7 @@ def write_comparison(records: Mapping[str, Record], path: Path) -> None:
         measures=measures,
         original=measures["divergence"]["perplexity"],
         rows=rows,
+        best=[row["label"] for row in rows if row["best"]],
         figure=Markup(pareto_svg(rows)),
         labels=list(known),
         differences=recipe_differences(known),
@@ -97,12 +96,20 @@ def _check_same_ground(records: Mapping[str, Record]) -> None:
     )
 
 
-def _flat(value: Any, path: str = "") -> list[tuple[str, str]]:
-    """(path, value) of every setting inside plain data."""
+def _differences(values: Sequence[Any], path: str) -> Iterator[tuple[str, list[str]]]:
+    """(path, each as text) of what differs in plain data, as deep inside as all have the same parts there."""
+    if all(isinstance(value, Mapping) for value in values) and len({value.get("part") for value in values}) == 1:
+        for key in dict.fromkeys(key for value in values for key in value):
+            yield from _differences([value.get(key, "") for value in values], f"{path}.{key}" if path else key)
+    elif any(value != values[0] for value in values):
+        yield path, [_as_text(value) for value in values]
+
+
+def _as_text(value: Any) -> str:
+    """Plain data as a recipe's parts are written: Beam(width=16, damping=0.01)."""
     if isinstance(value, Mapping):
-        items = [(f"{path}.{key}" if path else key, held) for key, held in value.items()]
-    elif isinstance(value, list):
-        items = [(f"{path}[{index}]", held) for index, held in enumerate(value)]
-    else:
-        return [(path, str(value))]
-    return [found for at, held in items for found in _flat(held, at)]
+        settings = ", ".join(f"{key}={_as_text(held)}" for key, held in value.items() if key != "part")
+        return f"{value.get('part', '')}({settings})"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_as_text, value))}]" if value else ""
+    return str(value)

@@ -59,6 +59,11 @@ def share(value: float) -> str:
     return f"{digits(100 * value)} %"
 
 
+def tenths(value: float) -> str:
+    """A part of a whole as a percentage with one decimal, so that parts line up: 4.3 %, <0.1 %."""
+    return "<0.1 %" if 0 < value < 0.0005 else f"{100 * value:.1f} %"
+
+
 def estimate(data: Mapping[str, Any]) -> str:
     """A mean with its standard error, written to the error's second digit: 4.127 ± 0.023."""
     mean, error = data["mean"], data["error"]
@@ -66,3 +71,9 @@ def estimate(data: Mapping[str, Any]) -> str:
         return digits(mean, 4)
     places = max(0, 1 - math.floor(math.log10(error)))
     return f"{mean:,.{places}f} ± {error:.{places}f}" if places <= 6 else f"{digits(mean, 4)} ± {digits(error, 2)}"
+
+
+def estimated_share(data: Mapping[str, Any]) -> str:
+    """A fraction of one with its standard error, as a percentage: 85.46 ± 0.38 %."""
+    error = data["error"]
+    return f"{estimate({'mean': 100 * data['mean'], 'error': None if error is None else 100 * error})} %"

@@ -3,12 +3,16 @@
     record (plain data) -> report.json as it is, report.html through a template
 
 Everything from outside (names, text, commands) is escaped by the template engine; the only markup that is passed
-through is the figure drawn here. Pages follow the reader's choice of light or dark.
+through is the figure drawn here, and the only script that a page's own policy lets run is `copy.js`, by its digest.
+Nothing at all may be loaded. Pages follow the reader's choice of light or dark.
 """
 
+import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from base64 import b64encode
+from collections.abc import Callable, Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ from lowbit.core.limit import MOST_EIGENVALUES
 from lowbit.formats.files import write_bytes_atomically, write_json_atomically
 from lowbit.report import numbers
 from lowbit.report.card import write_card
+from lowbit.report.findings import findings
 from lowbit.report.grid import DISTANCE, RELATIVE_LOSS, layer_grid, worst_first
 
 Record = Mapping[str, Any]
@@ -26,6 +31,8 @@ Record = Mapping[str, Any]
 
 _WORST = 3
 """Layers of which the report draws histograms."""
+
+_SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 _KEPT_NAMED = 3
 """Kinds of tensors that stayed as they were which the budget names."""
@@ -45,6 +52,7 @@ def write_report(record: Record, folder: Path) -> None:
         "report.html",
         record=record,
         recipe=json.dumps(record["recipe"], indent=2),
+        findings=findings(record),
         budget=_budget(record),
         worst=[_spread(layer) for layer in worst_first(record["layers"], DISTANCE)[:_WORST]],
         divergences=_divergences(record.get("measures")),
@@ -89,9 +97,13 @@ def render(template: str, **values: Any) -> str:
         "duration": numbers.duration,
         "digits": numbers.digits,
         "share": numbers.share,
+        "tenths": numbers.tenths,
         "estimate": numbers.estimate,
+        "estimated_share": numbers.estimated_share,
     }
-    return environment.get_template(template).render(**values)
+    script = files("lowbit.report").joinpath("templates/copy.js").read_text(encoding="utf-8")
+    digest = b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template(template).render(script=Markup(script), script_digest=digest, **values)
 
 
 def _budget(record: Record) -> list[dict[str, Any]]:
@@ -114,20 +126,21 @@ def _budget(record: Record) -> list[dict[str, Any]]:
 
 def _spread(layer: Record) -> dict[str, Any]:
     """A layer's histograms as bars; counts run over decades, so their heights are logarithms."""
-    return {
-        "layer": layer,
-        **{
-            name: {"bars": _bars([math.log1p(count) for count in layer[name]["counts"]]), "end": layer[name]["high"]}
-            for name in ("weights", "errors")
-        },
+    return {"layer": layer} | {
+        name: {
+            "bars": _bars(layer[name], lambda count: math.log1p(count), lambda edge: numbers.digits(edge, 2)),
+            "end": layer[name]["high"],
+        }
+        for name in ("weights", "errors")
     }
 
 
 def _divergences(measures: Record | None) -> dict[str, Any] | None:
-    """The distribution of single tokens' divergence as bars over whole decades, empty ones at the ends left out."""
+    """The distribution of single tokens' divergence as bars over whole decades, empty ones at the ends left out;
+    median and rare: how far from the left end, in percent, half and a hundredth of the tokens are above."""
     if not measures or not measures["divergence"]:
         return None
-    found = measures["divergence"]["kl_histogram"]
+    found, quantiles = measures["divergence"]["kl_histogram"], measures["divergence"]["kl_quantiles"]
     first, last = round(found["low"]), round(found["high"])
     per_decade = len(found["counts"]) // (last - first)
     counts = list(found["counts"])
@@ -135,13 +148,36 @@ def _divergences(measures: Record | None) -> dict[str, Any] | None:
         counts, first = counts[per_decade:], first + 1
     while len(counts) > per_decade and not any(counts[-per_decade:]):
         counts, last = counts[:-per_decade], last - 1
-    return {"bars": _bars(counts), "ticks": [numbers.digits(10.0**decade, 1) for decade in range(first, last + 1)]}
+
+    def place(value: float) -> float:
+        decade = math.log10(value) if value > 0 else first
+        return round(100 * min(1.0, max(0.0, (decade - first) / (last - first))), 1)
+
+    return {
+        "bars": _bars({"low": first, "high": last, "counts": counts}, float, lambda edge: numbers.digits(10**edge, 2)),
+        "ticks": [_power_of_ten(decade) for decade in range(first, last + 1)],
+        "median": place(quantiles["50"]),
+        "rare": place(quantiles["99"]),
+        "most": max(counts) / max(1, sum(counts)),
+    }
 
 
-def _bars(heights: Sequence[float]) -> list[float]:
-    """Heights as percentages of the largest."""
-    largest = max(heights) or 1
-    return [round(100 * height / largest, 2) for height in heights]
+def _power_of_ten(decade: int) -> str:
+    return numbers.digits(10.0**decade, 1) if decade > -4 else "10⁻" + str(-decade).translate(_SUPERSCRIPTS)
+
+
+def _bars(histogram: Record, height: Callable[[int], float], shown: Callable[[float], str]) -> list[dict[str, Any]]:
+    """Columns of a histogram (see `core.histogram`): height in percent of the largest, and what they stand for."""
+    counts, low, total = histogram["counts"], histogram["low"], sum(histogram["counts"]) or 1
+    step, largest = (histogram["high"] - low) / len(counts), max(map(height, counts)) or 1
+    edges = [shown(low + i * step) for i in range(len(counts) + 1)]
+    return [
+        {
+            "height": round(100 * height(count) / largest, 2),
+            "title": f"{left} to {right}: {count:,} ({numbers.share(count / total)})",
+        }
+        for left, right, count in zip(edges, edges[1:], counts, strict=False)
+    ]
 
 
 def _continued(one: Record) -> dict[str, Any]:
