@@ -39,15 +39,16 @@ def make_layer(work: Path, size: int, tokens: int) -> None:
     save_file({"weight": weight, "inputs": inputs}, work / "layer.safetensors")
 
 
-def make_windows(work: Path) -> None:
-    shutil.copytree(MODEL, work / "model", dirs_exist_ok=True)
-    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+def make_windows(work: Path, model: Path = MODEL, samples: int = 64, length: int = 512) -> None:
+    """The model and the windows that both sides get."""
+    shutil.copytree(model, work / "model", dirs_exist_ok=True)
+    tokenizer = AutoTokenizer.from_pretrained(model)
     vocabulary = len(tokenizer)
     train = token_stream(tokenizer, read_texts("stdlib")[:200], vocabulary)
     held_out = token_stream(tokenizer, read_texts("stdlib", "held-out"), vocabulary)
     windows = {
-        "calibration": calibration_windows(train, 64, 512, seed=0),
-        "evaluation": evaluation_windows(held_out, 512)[:24].clone(),
+        "calibration": calibration_windows(train, samples, length, seed=0),
+        "evaluation": evaluation_windows(held_out, length)[:24].clone(),
     }
     save_file(windows, work / "windows.safetensors")
 
@@ -72,7 +73,8 @@ def in_turn(peer_python: str, what: str, work: Path, repeats: int) -> dict:
     medians = {
         side: {key: statistics.median(run[key] for run in runs) for key in runs[0]} for side, runs in sides.items()
     }
-    ratios = {key: medians["lowbit"][key] / medians["gptqmodel"][key] for key in ("seconds", "peak_bytes")}
+    compared = [key for key in ("seconds", "processor_seconds", "peak_bytes") if key in medians["lowbit"]]
+    ratios = {key: medians["lowbit"][key] / medians["gptqmodel"][key] for key in compared}
     return medians | {"ratio": ratios}
 
 

@@ -1,10 +1,15 @@
-"""Where the time of a run goes, stage by stage, on the model that ships with lowbit.
+"""Where the time of a run goes, stage by stage, on the model that ships with lowbit or another.
 
     python benchmarks/whole_run.py --recipe optq --recipe trellis
+    python tools/make_synthetic.py MODEL --shape 1B --blocks 1
+    python benchmarks/whole_run.py --recipe optq --model MODEL --samples 16
+    python benchmarks/whole_run.py --recipe optq --peer-python .venv-gptqmodel/bin/python
 
 Each recipe is run once to compile and once to measure, in this process, with the functions that begin the stages
 timed; time is counted where it is spent and not again around it, in seconds of the processor, so that other jobs on
-the machine do not count. The solve is all of `quantize_layer` but the figures that it reports. Prints JSON.
+the machine do not count. The solve is all of `quantize_layer` but the figures that it reports. With `--peer-python`,
+optq (4 bits, groups of 128, symmetric) and GPTQModel's run of the same from folder to folder, on the same windows, each
+in a process of its own, in turn (see optq.py, which says how to make the peer's environment). Prints JSON.
 """
 
 import argparse
@@ -19,9 +24,12 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import torch
+
 import lowbit
 from lowbit.cli.demo import MODEL
 from lowbit.cli.requests import parse_settings, recipe_of
+from optq import in_turn, make_windows
 
 STAGES = {
     "reading": [
@@ -110,6 +118,16 @@ def measured(model: str, name: str, settings: list[str], samples: int, length: i
     return {"recipe": name, "seconds": round(total, 2), "shares": shares}
 
 
+def beside_gptqmodel(peer_python: Path, model: str, samples: int, length: int, repeats: int) -> dict:
+    """Medians of both sides and their ratios, lowbit over GPTQModel: below 1 is better."""
+    settings = {"bits": 4, "group_size": 128, "symmetric": True, "damping": 0.01, "threads": torch.get_num_threads()}
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        make_windows(work, Path(model), samples, length)
+        (work / "settings.json").write_text(json.dumps(settings))
+        return settings | in_turn(str(peer_python.absolute()), "model", work, repeats)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(MODEL))
@@ -117,9 +135,15 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--sequence-length", type=int, default=512)
+    parser.add_argument("--peer-python", type=Path, help="Python of the environment that has GPTQModel")
+    parser.add_argument("--repeats", type=int, default=3, help="of the comparison")
     options = parser.parse_args()
     for name in options.recipe or ["optq", "trellis"]:
         found = measured(options.model, name, options.set, options.samples, options.sequence_length)
+        print(json.dumps(found), flush=True)
+    if options.peer_python:
+        calibration = options.samples, options.sequence_length
+        found = beside_gptqmodel(options.peer_python, options.model, *calibration, options.repeats)
         print(json.dumps(found), flush=True)
 
 
