@@ -2,6 +2,7 @@
 
 from lowbit.codes import (
     AdaptiveBlocks,
+    Bilevel,
     BinaryCoding,
     BlockScaled,
     ClusteredLevels,
@@ -82,7 +83,7 @@ LOOKUP_PARTS = [
     *(code.tables for code in LOOKUPS.values()),
     *(code.layout for code in LAID_OUT.values() if isinstance(code, LaidOut)),
     MixedWidths(),
-    *(Scales(), LeastSquares(), TwoStep(), KQuant()),
+    *(Scales(), LeastSquares(), TwoStep(), KQuant(), Bilevel()),
 ]
 
 LOOKUP_RECIPES = {

@@ -293,7 +293,7 @@ RECIPES = {
     "owq": make_recipe("owq"),
     "owq visited in order": make_recipe("owq", {"bits": 2, "extra_bits": 3.0, "group_size": 8, "act_order": True}),
     "quantease_outlier": make_recipe("quantease_outlier", {"turns": 2, "passes": 2, "fraction": 0.03}),
-    "spqr": make_recipe("spqr", {"group_size": 8, "fraction": 0.05}),
+    "spqr": make_recipe("spqr", {"group_size": 4, "scale_groups": 4, "fraction": 0.05}),
     "easyquant": make_recipe("easyquant", {"fraction": 0.02}),
     "gwq": make_recipe("gwq", {"group_size": 8, "fraction": 0.03}),
     "lorc": make_recipe("lorc", {"rank": 2}),

@@ -54,13 +54,13 @@ FORMATS = {
     "dgq": ({"group_size": 16}, 4 * N * K + N * K // 16 * 12 + 16 * N),
     "finequant": ({"group_size": 16, "finest": 8}, 4 * N * K + 16 * N * K // 16 + up(K // 8)),
     "slim_llm": ({"group_size": 8}, 2 * N * K + 16 * 4 * N + N * up(3 * 4) + up(4 * 4)),
-    "spqr": ({"fraction": 0.02}, 3 * N * K + 16 * 2 * N + up(3 * 2 * N) + up(INDEX * K) + outliers(10)),
+    "spqr": ({"fraction": 0.02}, 3 * N * K + 2 * (N * up(3 * 2) + 16 * N) + up(INDEX * K) + outliers(10)),
     "easyquant": ({"fraction": 0.02}, 4 * N * K + 16 * N + outliers(round(0.02 * N * K))),
     "gwq": ({"group_size": 16, "fraction": 0.02}, 3 * N * K + 16 * 2 * N + up(3 * 2 * N) + outliers(10)),
     "lorc": ({"rank": 2}, 4 * N * K + 16 * N + up(4 * N) + 8 * 2 * (N + K + 4)),
     "lq_lora": (
         {"rank": 2, "turns": 2, "group_size": 16, "metric": "fisher"},
-        3 * N * K + 16 * 2 * N + up(3 * 2 * N) + 16 * 2 * (N + K),
+        3 * N * K + 8 * 2 * N + 16 * N + 16 * 2 * (N + K),
     ),
 }
 """Settings, and the bits of a layer [16, 32] by the docstring where that is a line."""

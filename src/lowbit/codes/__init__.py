@@ -1,6 +1,7 @@
 """Codes: which values can be stored, and how are they reached?"""
 
 from lowbit.codes.adaptive import AdaptiveBlocks as AdaptiveBlocks
+from lowbit.codes.bilevel import Bilevel as Bilevel
 from lowbit.codes.binary import BinaryCoding as BinaryCoding
 from lowbit.codes.binary import LeastSquares as LeastSquares
 from lowbit.codes.binary import TwoStep as TwoStep

@@ -1,13 +1,16 @@
 """Methods that keep something beside the codes: columns, sparse outliers, or a low-rank correction.
 
-Each is OPTQ or round-to-nearest with a side-car, so all their settings mean the same. K inputs, N outputs; g is the
+Each is OPTQ or rounding to nearest with a side-car, so all their settings mean the same. K inputs, N outputs; g is the
 group size, or K for "row"; an index of the K inputs takes i = ceil(log2 K) bits.
 """
 
 from dataclasses import replace
 from typing import Literal
 
+from lowbit.codes import Bilevel
+from lowbit.core.parts import Transform
 from lowbit.core.recipe import Recipe, Refresh
+from lowbit.recipes.floats import normal_float
 from lowbit.recipes.scalar import GroupSize, RangeName, optq
 from lowbit.rounding import CoordinateDescent, Ldlq, Nearest
 from lowbit.sidecars import (
@@ -19,7 +22,8 @@ from lowbit.sidecars import (
     Sensitivity,
     SparseOutliers,
 )
-from lowbit.statistics import FisherDiagonal, Isotropic
+from lowbit.statistics import FisherDiagonal, Isotropic, SecondMoment
+from lowbit.transforms import ActOrder, NoTransform
 
 
 def owq(
@@ -92,35 +96,39 @@ def quantease_outlier(
 def spqr(
     bits: int = 3,
     fraction: float = 0.01,
-    group_size: GroupSize = 16,
+    group_size: int = 16,
+    scale_bits: int = 3,
+    scale_groups: int = 16,
     act_order: bool = True,
     damping: float = 1.0,
     refresh: Refresh = "input",
 ) -> Recipe:
-    """SpQR: small groups, and the weights that rounding hurts most kept apart.
+    """SpQR: small groups whose scales are quantized too, and the weights that rounding hurts most kept apart.
 
     Paper: Dettmers, Svirschevski, Egiazarian, Kuznedelev, Frantar, Ashkboos, Borzunov, Hoefler, Alistarh: SpQR: A
     Sparse-Quantized Representation for Near-Lossless LLM Weight Compression, ICLR 2024, arXiv 2306.03078.
 
-    Bits per weight: b + (16 + b) / g + f (16 + i) + ceil(log2(K + 1)) / K, f the fraction of outliers; act_order with
-    groups adds i / N.
+    Bits per weight: b + 2 c / g + 32 / (g n) + f (16 + i) + ceil(log2(K + 1)) / K, c bits a scale, n groups that share
+    units, f the fraction of outliers; act_order adds i / N. At [4096, 4096] that is 3.79, the paper's 3.94.
 
-    Differs from the authors' code: scales are float16, where theirs are rounded to 3 bits in groups of their own, so a
-    group of 16 costs 19 / 16 bits here and 10 / 16 there; a fixed fraction of outliers, chosen before rounding by
-    their own cost, with values refitted afterwards.
+    Differs from the authors' code: scales and minima that share a float16 unit are those of a row's groups, where
+    theirs are of 16 rows and have a zero point, too, and they are searched with costs by column; a fixed fraction of
+    outliers, chosen before rounding by their own cost, with values refitted afterwards.
 
     Args:
         bits: 1 to 8.
         fraction: of the weights that are kept apart, above 0 to 1.
-        group_size: columns of a row that share a scale; "row" or -1 for the whole row, "tensor" for the whole layer.
+        group_size: columns of a row that share a scale and a minimum.
+        scale_bits: of a scale and of a minimum, 1 to 8.
+        scale_groups: groups that share units, at most: the largest number that divides the groups of a row.
         act_order: round the columns with the largest diag(H) first.
         damping: added to diag(H), as a fraction of its mean; >= 0. The paper's 1 steadies small groups.
         refresh: "input" recomputes inputs after each group of layers that share one, "block" once per decoder block.
     """
-    base = optq(bits, group_size, False, act_order, False, damping, "minmax", refresh)
-    together: int | Literal["row"] = group_size if isinstance(group_size, int) and group_size > 0 else "row"
-    side_car = SparseOutliers(RoundingCost(base.code, together), fraction)
-    return replace(base, name="spqr", side_car=side_car)
+    code = Bilevel(bits, group_size, scale_bits, scale_groups)
+    transform: Transform = ActOrder() if act_order else NoTransform()
+    side_car = SparseOutliers(RoundingCost(code, group_size), fraction)
+    return Recipe("spqr", SecondMoment(), transform, code, Ldlq(damping), side_car, refresh)
 
 
 def easyquant(bits: int = 4, fraction: float = 0.0027, group_size: GroupSize = "row") -> Recipe:
@@ -217,32 +225,32 @@ def lq_lora(
     turns: int = 8,
     metric: Literal["identity", "diagonal", "hessian", "fisher"] = "diagonal",
     dtype: Literal["float16", "int8"] = "float16",
-    group_size: GroupSize = 64,
+    group_size: int = 64,
     refresh: Refresh = "input",
 ) -> Recipe:
-    """LQ-LoRA's decomposition: codes and low-rank factors take turns, the best turn is kept.
+    """LQ-LoRA's decomposition: NormalFloat codes and low-rank factors take turns, the best turn is kept.
 
     Paper: Guo, Greengard, Xing, Kim: LQ-LoRA: Low-rank Plus Quantized Matrix Decomposition for Efficient Language Model
     Finetuning, ICLR 2024, arXiv 2311.12023.
 
-    Bits per weight: b + (16 + b) / g + 16 r (N + K) / (N K), 8 r (N + K + 4) / (N K) for int8 factors.
+    Bits per weight: b + 8 / g + 16 / K + 16 r (N + K) / (N K), 8 r (N + K + 4) / (N K) for int8 factors.
 
-    Differs from the authors' code: an integer grid where theirs is NormalFloat; weights of the errors from diag(H)
-    unless the metric is "fisher", as theirs; all turns are taken and the best is that of the least proxy loss, where
-    theirs stop at the first whose weighted error is larger. Finetuning and the choice of bits are left out.
+    Differs from the authors' code: double quantization as in `normal_float`; weights of the errors from diag(H) unless
+    the metric is "fisher", as theirs; all turns are taken and the best is that of the least proxy loss, where theirs
+    stop at the first whose weighted error is larger. Finetuning and the choice of bits are left out.
 
     Args:
-        bits: 1 to 8.
+        bits: 2 to 8.
         rank: of the correction, r; 64 in the paper.
         turns: of rounding and factoring.
         metric: the errors that count: "identity" for those of the weights, "fisher" for those of rows and columns that
             the loss minds (the paper's data-aware variant; takes a backward pass of the whole model), "diagonal" for
             weights times diag(H), its like without gradients, "hessian" for those of the outputs.
         dtype: of the factors, "float16" or "int8".
-        group_size: columns of a row that share a scale; "row" or -1 for the whole row, "tensor" for the whole layer.
+        group_size: columns of a row that share a scale; the paper takes 64.
         refresh: "input" recomputes inputs after each group of layers that share one, "block" once per decoder block.
     """
-    base = optq(bits, group_size, static_groups=True, refresh=refresh)
-    statistic = FisherDiagonal() if metric == "fisher" else base.statistic
+    statistic = FisherDiagonal() if metric == "fisher" else SecondMoment()
     side_car = LowRank(rank, metric, dtype, turns)
-    return replace(base, name="lq_lora", statistic=statistic, rounder=Nearest(), side_car=side_car)
+    base = normal_float(bits, group_size)
+    return replace(base, name="lq_lora", statistic=statistic, side_car=side_car, refresh=refresh)
