@@ -100,6 +100,7 @@ class Elsewhere:
         ("llama", "optq", {"bits": 3, "act_order": True}),
         ("qwen3_moe", "qronos", {}),
         ("llama", "boa", {}),
+        ("llama", "squeezellm", {}),
         ("llama", "rtn", {}),
     ],
 )

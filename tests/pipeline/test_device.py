@@ -57,6 +57,7 @@ def pretended(monkeypatch):
             yield
 
     monkeypatch.setattr("lowbit.pipeline.observe.computing_on", computing_on)
+    monkeypatch.setattr("lowbit.pipeline.gradients.computing_on", computing_on)
     monkeypatch.setattr("lowbit.pipeline.quantize.device_of", lambda name: DEVICE if name == "cuda" else devices.CPU)
     monkeypatch.setattr("lowbit.pipeline.device.accelerators", lambda: (("Pretended", 1 << 30),))
     monkeypatch.setattr("lowbit.pipeline.quantize.workers_at", lambda address: nullcontext(workers))
@@ -85,6 +86,7 @@ def test_all_that_windows_meet_is_on_the_device_and_what_comes_out_is_not(case, 
     assert not pretended.functions
     lowbit.quantize(model, tmp_path / "there", chosen, calibration=calibration, options=THERE)
     assert pretended.functions >= {"gather", "advance"}
+    assert case.startswith("gradients") == ("gather_gradients" in pretended.functions)
     assert contents(tmp_path / "there") == contents(tmp_path / "here")
 
 

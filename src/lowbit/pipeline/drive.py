@@ -28,12 +28,12 @@ from lowbit.core.records import Outcome
 from lowbit.formats.checkpoint import restored_layer
 from lowbit.formats.files import file_digest, write_tensors_atomically
 from lowbit.formats.shards import read_tensors
-from lowbit.pipeline.activations import ATTENTION_PAIRS, BATCH_TOKENS, Room, batches
+from lowbit.pipeline.activations import ATTENTION_PAIRS, BATCH_TOKENS, Room, batches, parts
 from lowbit.pipeline.architecture import Block, set_weight, shape_of, weight_of
 from lowbit.pipeline.attention import ATTENTION, watch_attention
 from lowbit.pipeline.capture import Call, Group, Stage, final_logits, find_stages, record_calls, run_block, sibling
 from lowbit.pipeline.device import CPU
-from lowbit.pipeline.forecast import solve_memory, watch_memory
+from lowbit.pipeline.forecast import gradient_memory, solve_memory, watch_memory
 from lowbit.pipeline.gradients import gather_gradients
 from lowbit.pipeline.journal import Journal
 from lowbit.pipeline.machine import return_freed_memory
@@ -168,10 +168,18 @@ def _gradients(run: Run) -> States:
     if all(is_finished(run, layer.name) for layer in reading):
         return {}
     wanted = {layer.name: layer.recipe.statistic for layer in reading}
-    total = len(run.windows)
-    return gather_gradients(
-        run.source, run.windows, wanted, lambda done: run.progress("gradients of the loss", done, total)
-    )
+    source, (total, length) = run.source, run.windows.shape
+    source.load(source.model, "")
+    source.model.tie_weights()
+    model, needs = run.workers.share(source.model), Needs(gradient_memory(run.plan.workload), run.device)
+    cut = list(parts(total, length))
+    calls = ((model, run.windows[part], part.start, wanted, run.device) for part in cut)
+    states: States = {}
+    for part, found in zip(cut, run.workers.map(gather_gradients, calls, needs), strict=True):
+        states = merge([states, found], {})
+        run.progress("gradients of the loss", part.stop, total)
+    source.release(source.model)
+    return states
 
 
 def _call_of(calls: dict[int, Call], windows: int) -> Call:

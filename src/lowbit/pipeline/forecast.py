@@ -106,7 +106,7 @@ def peak_memory(work: Workload) -> int:
     """Bytes resident at the peak of a run, this process's present ones included."""
     largest = max(_block_memory(work, block) for block in work.blocks)
     program = int(psutil.Process().memory_info().rss) + _PROGRAM_GROWTH
-    return program + activation_memory(work) + _gradient_memory(work) + largest
+    return program + _gradient_states(work) + max(gradient_memory(work), activation_memory(work) + largest)
 
 
 def activation_memory(work: Workload) -> int:
@@ -280,10 +280,14 @@ def _moment_memory(layer: LayerWork) -> int:
     return 8 * layer.shape[1] ** 2 if layer.recipe.statistic.reads else 0
 
 
-def _gradient_memory(work: Workload) -> int:
-    """The whole model, its row Hessians and its weights' sensitivity, where gradients are looked at."""
-    if not work.reads & GRADIENTS:
-        return 0
+def gradient_memory(work: Workload) -> int:
+    """Bytes of the whole model and of the states of a part of the windows, where gradients are looked at."""
+    model = 4 * (work.outside + sum(block.weights for block in work.blocks))
+    return model + _gradient_states(work) if work.reads & GRADIENTS else 0
+
+
+def _gradient_states(work: Workload) -> int:
+    """Row Hessians and weights' sensitivity of all layers."""
     rows = sum(x.shape[0] ** 2 for x in work.layers if "output_gradients" in x.recipe.statistic.reads)
     squares = sum(math.prod(x.shape) for x in work.layers if "weight_gradients" in x.recipe.statistic.reads)
-    return 8 * rows + 4 * squares + 4 * sum(block.weights for block in work.blocks)
+    return 8 * rows + 4 * squares

@@ -2,8 +2,8 @@
 
 The loss is the summed negative log likelihood of the windows' own next tokens, so the gradients of a layer's outputs
 are those of the empirical Fisher information. A batch's gradients go straight into the statistics that read them and
-are dropped; only the reductions are kept. The whole model is in memory at once, in float32, and nothing is spilled:
-this is for models that fit.
+are dropped; only the reductions are kept. The whole model is in memory at once, in float32, wherever a part of the
+windows is run, and nothing is spilled: this is for models that fit.
 
 A weight's gradient is g^T x in the outputs' gradients g and the inputs x of that same pass; it is taken window by
 window, for squares of single windows are wanted.
@@ -20,41 +20,45 @@ import torch
 from torch import Tensor, nn
 
 from lowbit.core.errors import BadRequest
+from lowbit.core.linalg import all_finite
 from lowbit.core.parts import Statistic
 from lowbit.pipeline.activations import BATCH_TOKENS, batches
 from lowbit.pipeline.capture import Group
+from lowbit.pipeline.device import CPU, computing_on, fetched, sent
 from lowbit.pipeline.observe import States
-from lowbit.pipeline.source import SourceModel
 
 
 def gather_gradients(
-    source: SourceModel, windows: Tensor, wanted: Mapping[str, Statistic], progress: Callable[[int], None]
+    model: nn.Module, windows: Tensor, first: int, wanted: Mapping[str, Statistic], device: torch.device = CPU
 ) -> States:
-    """The states of statistics by layer name, each having seen the gradients of its layer in all windows [n, T]."""
-    source.load(source.model, "")
-    source.model.tie_weights()
+    """The states of statistics by layer name, each having seen the gradients of its layer in windows [n, T].
+
+    first: the number of the first window; device: where the model runs. A pure function: it may be called anywhere.
+    """
     states: States = {}
     weighed = frozenset(name for name, statistic in wanted.items() if "weight_gradients" in statistic.reads)
-    together = 1 if weighed else BATCH_TOKENS
-    for batch in batches(len(windows), windows.shape[1], together):
-        for name, (x, gradient) in _gradients(source.model, windows[batch], wanted, weighed).items():
-            if not bool(torch.isfinite(gradient).all()):
-                raise BadRequest(
-                    f"{name}: gradients hold NaN or Inf in one of the windows {batch.start} to {batch.stop - 1}. "
-                    "Look at that window's text, or at the model's weights."
-                )
-            statistic = wanted[name]
-            key = Group((name,)), statistic
-            state = states.get(key)
-            state = statistic.init(x.shape[1]) if state is None else state
-            if "output_gradients" in statistic.reads:
-                state = statistic.update(state, {"output_gradients": gradient})
-            if name in weighed:
-                state = statistic.update(state, {"weight_gradients": (gradient.T @ x)[None]})
-            states[key] = state
-        progress(batch.stop)
-    source.release(source.model)
-    return states
+    with computing_on(device):
+        placed = sent(model, device)
+        for batch in batches(len(windows), windows.shape[1], 1 if weighed else BATCH_TOKENS):
+            for name, seen in _gradients(placed, sent(windows[batch], device), wanted, weighed).items():
+                if not all_finite(seen[1]):
+                    raise BadRequest(
+                        f"{name}: gradients hold NaN or Inf in one of the windows {first + batch.start} to "
+                        f"{first + batch.stop - 1}. Look at that window's text, or at the model's weights."
+                    )
+                key = Group((name,)), wanted[name]
+                states[key] = _updated(states.get(key), wanted[name], *seen)
+        return fetched(states, device)
+
+
+def _updated(state: Any, statistic: Statistic, x: Tensor, gradient: Tensor) -> Any:
+    """A statistic's state, None for none yet, having seen a layer's inputs [t, K] and outputs' gradients [t, N]."""
+    state = statistic.init(x.shape[1]) if state is None else state
+    if "output_gradients" in statistic.reads:
+        state = statistic.update(state, {"output_gradients": gradient})
+    if "weight_gradients" in statistic.reads:
+        state = statistic.update(state, {"weight_gradients": (gradient.T @ x)[None]})
+    return state
 
 
 def _gradients(

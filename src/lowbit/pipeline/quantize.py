@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from lowbit.core.errors import BadRequest, LowbitError, require
+from lowbit.core.parts import GRADIENTS
 from lowbit.core.recipe import to_dict
 from lowbit.formats.files import file_digest, write_json_atomically, write_tensors_atomically
 from lowbit.formats.folder import require_writable
@@ -31,7 +32,7 @@ from lowbit.pipeline.assemble import assemble, move_into_place
 from lowbit.pipeline.capture import final_logits, record_calls, run_block
 from lowbit.pipeline.device import device_of
 from lowbit.pipeline.drive import Progress, Run, is_finished, layer_records, quantize_blocks
-from lowbit.pipeline.forecast import solve_memory, watch_memory
+from lowbit.pipeline.forecast import gradient_memory, solve_memory, watch_memory
 from lowbit.pipeline.journal import Journal, exclusive
 from lowbit.pipeline.plan import Assignment, Plan, make_plan
 from lowbit.pipeline.source import SourceModel
@@ -144,6 +145,8 @@ def _require_memory(workers: Workers, planned: Plan, device: torch.device) -> No
     """Raise BadRequest where some of the work fits no machine."""
     for block in planned.workload.blocks:
         workers.require(Needs(watch_memory(planned.workload, block), device), "running windows through a block")
+    if planned.workload.reads & GRADIENTS:
+        workers.require(Needs(gradient_memory(planned.workload), device), "the gradients of the whole model")
     for layer in planned.layers:
         workers.require(Needs(solve_memory(layer.work)), f"solving {layer.name}")
 

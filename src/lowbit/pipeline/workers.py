@@ -1,10 +1,11 @@
 """Where a run's work is done: in this process, or on the machines of a cluster.
 
-A run is three pure functions, called on one part after the other, and a driver that keeps what they return:
+A run is four pure functions, called on one part after the other, and a driver that keeps what they return:
 
-    gather(watched, windows, wanted) -> gathered     observe.py
-    advance(watched, windows) -> windows             observe.py
-    solve(layer, seed, weight, state) -> solved      solve.py
+    gather_gradients(model, windows, wanted) -> states   gradients.py, where a statistic reads gradients
+    gather(watched, windows, wanted) -> gathered         observe.py
+    advance(watched, windows) -> windows                 observe.py
+    solve(layer, seed, weight, state) -> solved          solve.py
 
 So all that has to be known of a cluster is how to call a function there. Results come in the order of the calls and
 do not depend on where they were computed, so neither does anything the driver does with them.
