@@ -26,11 +26,29 @@ from lowbit.core.recipe import Recipe
 from lowbit.pipeline.text import read_texts
 from lowbit.recipes import CATALOGUE, make_recipe
 
-GROUPS = {"act_order": True, "static_groups": True, "range": "mse"}
+GRID = {"act_order": True, "static_groups": True, "range": "mse"}
+"""Integers at their usual best: papers that differ in how they round are compared on it, and as they were published."""
+ON_GRIDS = ("qronos", "quantease", "gpfq", "magr", "boa")
+AIMED = ("quip", "quip_sharp", "qtip", "exl3", "jlcm", "gptvq", "vptq", "kquant")
+
+
+def on_the_grid(name: str) -> dict[str, Any]:
+    """What of GRID is a setting of the recipe."""
+    return {setting: GRID[setting] for setting in inspect.signature(CATALOGUE[name]).parameters if setting in GRID}
+
+
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "rtn": ("rtn", {"range": "mse"}),
-    "optq row": ("optq", GROUPS),
-    "optq g128": ("optq", GROUPS | {"group_size": 128}),
+    "optq as published": ("optq", {}),
+    "optq row": ("optq", GRID),
+    "optq g128": ("optq", GRID | {"group_size": 128}),
+    "integers row": ("integers", {"group_size": "row"}),
+    "integers g128": ("integers", {"group_size": 128}),
+    **{f"{name}, equal grid": (name, on_the_grid(name)) for name in ON_GRIDS},
+    **{
+        f"{name}, cross moment": (name, ({"group_size": 64} if name == "gptvq" else {}) | {"statistic": "CrossMoment"})
+        for name in AIMED
+    },
     "qtip hyb": ("qtip", {"values": "hyb"}),
     "gptvq": ("gptvq", {"group_size": 64}),
     "vptq": ("vptq", {}),
@@ -51,7 +69,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         }.items()
     },
 }
-ALONE = ("rtn", "optq", "gptvq", "vptq")
+ALONE = ("rtn", "optq", "integers", "gptvq", "vptq")
 """Recipes that are there as variants only."""
 CONTENDERS = VARIANTS | {name: (name, {}) for name in CATALOGUE if name not in ALONE}
 
