@@ -17,6 +17,7 @@ from lowbit.pipeline.activations import MOST_PARTS, batches, parts
 from lowbit.pipeline.journal import Journal
 from lowbit.pipeline.pieces import Shared, Sharing, apart
 from lowbit.pipeline.quantize import Calibration, Options
+from lowbit.pipeline.workers import Needs
 from lowbit.recipes import PARTS, make_recipe
 from pipeline.dying import DyingOnce
 from pipeline.killing import Killed, kill_at
@@ -165,7 +166,7 @@ def test_a_view_is_sent_without_what_it_is_a_view_of(dtype):
 
 @pytest.fixture(scope="module")
 def machines():
-    """A Ray cluster of two machines with one core each, all of it on this one."""
+    """A Ray cluster of two machines, all of it on this one. The first has two cores and says it has two GPUs."""
     pytest.importorskip("ray", reason="Ray is not installed: pip install lowbit[ray]")
     from ray.cluster_utils import Cluster
 
@@ -177,11 +178,39 @@ def machines():
 
 def two_machines(Cluster):
     settings = {"num_cpus": 1, "object_store_memory": 80 << 20}
-    cluster = Cluster(initialize_head=True, head_node_args=settings | {"include_dashboard": False})
+    first = settings | {"num_cpus": 2, "num_gpus": 2, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=first)
     second = cluster.add_node(**settings)
     cluster.wait_for_nodes()
     yield cluster, second
     cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_calls_that_compute_on_an_accelerator_are_given_one_each(machines, monkeypatch):
+    """And the machine's cores divided by its accelerators; those that solve get cores and memory alone."""
+    from lowbit.pipeline.cluster import connected
+    from pipeline.declared import given, two_of_a_kind
+
+    cuda = torch.device("cuda")
+    with connected(machines[0].address) as workers:
+        assert workers.kind(torch.device("cpu")) == "cpu"
+        with pytest.raises(BadRequest, match="is to give 2 GPUs, and torch finds 0 there"):
+            workers.kind(cuda)
+        assert {str(found[1].get("GPU")) for found in workers.map(given, [(1,)], Needs(1000))} == {"None"}
+    monkeypatch.setattr("lowbit.pipeline.cluster.accelerators", two_of_a_kind)
+    with connected(machines[0].address) as workers:
+        assert workers.kind(cuda) == "Declared"
+        with pytest.raises(BadRequest, match=r"each call is given one of its own. Use --device cuda\."):
+            workers.kind(torch.device("cuda:1"))
+        with pytest.raises(BadRequest, match=r"solving takes 1\.50 GB, and Declared has 1\.07 GB"):
+            workers.require(Needs(1_500_000_000, cuda), "solving")
+        numbers, resources, accelerators = zip(
+            *workers.map(given, [(i,) for i in range(6)], Needs(1000, cuda)), strict=True
+        )
+    assert numbers == tuple(range(6))
+    assert all(one["GPU"] == 1 and one["CPU"] == 1 for one in resources)
+    assert {len(one) for one in accelerators} == {1}
 
 
 @pytest.mark.slow

@@ -152,7 +152,7 @@ class RayCluster:
 
     def map(self, function: Callable[..., R], calls: Iterable[tuple[Any, ...]], needs: Needs) -> Iterator[R]:
         resources, places = self.resources(needs), sum(at_a_time for at_a_time, _ in self._fitting(needs))
-        call = ray.remote(_called).options(name=function.__name__, max_retries=_REPEATS, max_calls=0, **resources)
+        call = ray.remote(_called).options(name=function.__name__, max_retries=_REPEATS, **resources)
         under_way: deque[Any] = deque()
         for arguments in calls:
             under_way.append(call.remote(function, resources["num_cpus"], *arguments))
