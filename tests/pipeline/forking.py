@@ -1,7 +1,7 @@
 """Runs in processes of their own that start in milliseconds: a process imports lowbit once and forks for each run.
 
     with Forks(model, text) as forks:
-        forks.run(out, kill_after=0.1)
+        forks.run(out, lines=4, then=0.1)
 
 Nothing but imports is done before the fork, and everything on one thread, for pools of threads do not survive one: an
 OpenMP pool made by an import leaves the fork waiting for it for ever. Should that happen all the same, an alarm ends
@@ -59,13 +59,21 @@ class Forks:
         self._process.stdin.write("\n")
         return int(self._process.stdout.readline())
 
-    def run(self, out, kill_after=None):
-        """Start and end, killing it after so many seconds."""
-        pid = self.start(out)
-        if kill_after is not None:
-            time.sleep(kill_after)
+    def run(self, out, lines=None, then=0.0):
+        """Start and end, killing it `then` seconds after its journal has so many lines or is over."""
+        pid, deadline = self.start(out), time.monotonic() + _PATIENCE
+        if lines is not None:
+            while _lines(out) < lines and not (out / "config.json").exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+            time.sleep(then)
             os.kill(pid, signal.SIGKILL)
         return self.end()
+
+
+def _lines(out):
+    journal = out / ".lowbit" / "journal.jsonl"
+    return journal.read_bytes().count(b"\n") if journal.exists() else 0
 
 
 def quantize(model, text, out):

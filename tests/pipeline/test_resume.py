@@ -188,6 +188,10 @@ def test_killed_when_all_is_in_place_leaves_a_model_with_its_report(model, finis
     assert run(model, out) == json.loads((out / "report.json").read_text())
     assert contents(out) == finished
     assert not (out / ".lowbit").exists()
+    (out / ".lowbit").mkdir()  # killed before even that was removed
+    for resume, message in ((True, "holds a finished model"), (False, "not empty. Give another folder")):
+        with pytest.raises(BadRequest, match=message):
+            run(model, out, options=Options(resume))
 
 
 def test_kill_minus_nine(model, finished, tmp_path):

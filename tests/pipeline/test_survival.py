@@ -24,6 +24,7 @@ from pipeline.killing import Killed
 from pipeline.tiny import contents, save_tiny
 
 KILLS_OF_A_RUN = 4
+LINES = 1 + 14 + 1  # of the journal: the run, its layers, quantized
 
 
 @pytest.fixture(scope="module")
@@ -61,30 +62,29 @@ def seconds(forks, tmp_path_factory):
     return time.perf_counter() - started
 
 
-def survives(forks, out, finished, instants):
-    for instant in instants:
-        status = forks.run(out, kill_after=instant)
+def survives(forks, seconds, out, finished, seed):
+    draw = random.Random(seed)
+    for lines in sorted(draw.choices(range(LINES + 1), k=KILLS_OF_A_RUN)):
+        status = forks.run(out, lines, draw.uniform(0, seconds / 5))
         assert status in (KILLED, 0)
         if (out / "config.json").exists():
             break
         with pytest.raises(BadRequest):
             lowbit.load(out)
-    if (out / ".lowbit").exists() or not out.exists():
+    if not (out / "config.json").exists() or (out / ".lowbit" / "journal.jsonl").exists():
         assert forks.run(out) == 0
     assert contents(out) == finished
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_killed_at_random_instants(forks, seconds, finished, tmp_path, seed):
-    draw = random.Random(seed)
-    survives(forks, tmp_path / "out", finished, [draw.uniform(0, seconds) for _ in range(KILLS_OF_A_RUN)])
+    survives(forks, seconds, tmp_path / "out", finished, seed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5, 60))
 def test_killed_at_two_hundred_more_instants(forks, seconds, finished, tmp_path, seed):
-    draw = random.Random(seed)
-    survives(forks, tmp_path / "out", finished, [draw.uniform(0, seconds) for _ in range(KILLS_OF_A_RUN)])
+    survives(forks, seconds, tmp_path / "out", finished, seed)
 
 
 @pytest.mark.parametrize("left", [[], [".lowbit/"], [".lowbit/journal.jsonl"]])

@@ -182,11 +182,12 @@ def _check_folder(out: Path, planned: Plan, resume: bool) -> None:
     """Raise BadRequest where `out` is not as asked: empty for a new run, holding a run's work for one to resume."""
     require_writable(out)
     work = out / WORK
-    if resume and not (work / "journal.jsonl").exists() and ((out / "config.json").exists() or not work.exists()):
+    unfinished = (work / "journal.jsonl").exists() or (work.exists() and not (out / "config.json").exists())
+    if resume and not unfinished:
         done = "holds a finished model" if (out / "config.json").exists() else "holds no unfinished run"
         raise BadRequest(f"--resume: {out} {done}. Leave --resume out to start a run in an empty folder.")
     if not resume and out.exists() and any(out.iterdir()):
-        way_out = "It holds an unfinished run: go on with --resume, or give" if work.exists() else "Give"
+        way_out = "It holds an unfinished run: go on with --resume, or give" if unfinished else "Give"
         raise BadRequest(f"{out} is not empty. {way_out} another folder.")
     there = sum(path.stat().st_size for path in out.rglob("*.safetensors"))
     _require_space(out, 2 * planned.bytes_after - there)
