@@ -70,7 +70,7 @@ def test_page_shows_every_checkpoint(tmp_path):
     html = path.read_text(encoding="utf-8")
     assert_nothing_from_outside(html)
     words = Page(html).words()
-    assert "two optq 2.25 3.10 MB 0.3000 ± 0.0060 91.2 % 6.71 ± 0.13" in words
+    assert "two 2.25 0.3000 ± 0.0060 91.2 % 3.10 MB 6.71 ± 0.13 optq" in words
     assert "recipe.code.bits 2 3 3 3 4" in words
     assert re.findall(r'<tr class="best"><th scope="row">(.*?)<', html) == ["two", "three", "four"]
     assert "two, three, four: none of the others is both" in words

@@ -10,6 +10,7 @@ import pytest
 
 from lowbit.report import demo_report, write_report
 from lowbit.report.figures import pareto_figure
+from lowbit.report.page import _breakable
 from report.records import HOSTILE, continuations, layer, layers, measures, outcome, parts, record, rows
 
 _VOID = {"meta", "br", "hr", "img", "link", "input", "wbr"}
@@ -160,6 +161,12 @@ def test_nothing_given_is_read_as_markup(tmp_path):
     page = written(tmp_path, data)
     assert page.elements.count("script") == 1
     assert "".join(page.text).count(HOSTILE) >= 16
+
+
+def test_long_names_may_go_on_in_the_next_line_and_numbers_may_not():
+    shown = _breakable("a.b_c/Ldlq(damping=0.01, x=<b>)")
+    assert shown == "a.<wbr>b_<wbr>c/<wbr>Ldlq(<wbr>damping=0.01, x=&lt;b&gt;)"
+    assert _breakable("rounder=Ldlq") == "rounder=<wbr>Ldlq"
 
 
 def test_pages_need_nothing_from_outside(tmp_path):

@@ -10,6 +10,7 @@ Nothing at all may be loaded. Pages follow the reader's choice of light or dark.
 import hashlib
 import json
 import math
+import re
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
@@ -98,12 +99,20 @@ def render(template: str, **values: Any) -> str:
         "digits": numbers.digits,
         "share": numbers.share,
         "tenths": numbers.tenths,
+        "rough_duration": numbers.rough_duration,
+        "breakable": _breakable,
         "estimate": numbers.estimate,
         "estimated_share": numbers.estimated_share,
     }
     script = files("lowbit.report").joinpath("templates/copy.js").read_text(encoding="utf-8")
     digest = b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template(template).render(script=Markup(script), script_digest=digest, **values)
+
+
+def _breakable(name: str) -> Markup:
+    """A name or an expression that may go on in the next line after each of its parts."""
+    pieces = re.split(r"(?<=[(_/-])|(?<=[=.])(?=[a-zA-Z*])", name)
+    return Markup("<wbr>").join(pieces)
 
 
 def _budget(record: Record) -> list[dict[str, Any]]:
