@@ -43,8 +43,10 @@ def _measured_alike(models: Sequence[str], ground: Ground) -> dict[str, dict[str
         here = replace(ground, reference=source)
         if record is None:
             record = _with_progress(judge, model, opened(source), here)
-        elif not ground.holds(record.get("measures")):
+        elif "measures" not in record:
             record = measured_record(Path(model), record, opened(source), here)
+        elif not ground.holds(record["measures"]):  # which stay in its report: they may be the longer ones
+            record = record | _with_progress(review, model, opened(source), here)
         records[model], ground = record, ground.narrowed(record["measures"])
     return records
 

@@ -60,8 +60,8 @@ def compare(
 ) -> None:
     """Compare checkpoints of one model, of any tool, on one page.
 
-    What was not measured on this text yet is measured first. Folders that `lowbit quantize` wrote keep what was found
-    in their reports, as with `lowbit report`; nothing is written into others.
+    What was not measured on this text yet is measured first. Folders that `lowbit quantize` wrote and nobody has
+    measured keep what was found in their reports, as with `lowbit report`; nothing is written into others.
     """
     from rich.console import Console
 
