@@ -1,6 +1,8 @@
 """The commands. Each parses what was typed, calls the library and shows the answer."""
 
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -93,6 +95,7 @@ def quantize(
             calibration=Calibration(calibration, samples, sequence_length, seed),
             options=Options(resume, strict, cluster=cluster, device=device),
             progress=progress,
+            command=shlex.join(["lowbit", *sys.argv[1:]]),
         )
     if as_json:
         print(json.dumps(record))
