@@ -44,7 +44,7 @@ def test_a_model_at_hand(tmp_path):
 @pytest.fixture
 def speeds(monkeypatch):
     """A machine of known speed: 1e10 multiply-adds and a million weights a second."""
-    monkeypatch.setattr("lowbit.pipeline.forecast.product_speed", lambda dtype, seconds: 1e10)
+    monkeypatch.setattr("lowbit.pipeline.forecast.product_speed", lambda *given: 1e10)
     monkeypatch.setattr("lowbit.pipeline.forecast.seconds_per_weight", lambda recipe, shape: 1e-6)
 
 

@@ -1,11 +1,13 @@
 """What a run will take, from shapes alone: memory at its peak and time.
 
     memory = program + activations + the largest block + max(its statistics and running it, solving)
-    time   = files + sum over layers of  tokens (passes N K + K^2) / products  +  dense(N, K)  +  N K * cost of a weight
+    time   = dense algebra in float32 and in float64, at the speeds of products of this machine
+             + bytes of files and of what lies between products + N K * cost of a weight, summed over layers
 
-Everything but the last term is the same for every recipe and counted in multiply-adds. What a weight costs depends
-on the recipe's parts, which nothing here can name: a small layer of random weights is quantized, with more and more
-outputs until that takes a moment, and timed (a trellis costs a thousand times what an integer does).
+Everything but the last term is the same for every recipe and counted in multiply-adds and bytes. What a weight costs
+depends on the recipe's parts, which nothing here can name: small layers of random weights, of more and more outputs,
+are quantized until that takes a moment, and what more outputs take longer is what weights cost (a trellis costs a
+thousand times what an integer does); what a layer takes whatever its outputs is dense algebra, counted already.
 """
 
 import functools
@@ -25,11 +27,11 @@ from lowbit.core.problem import LayerProblem
 from lowbit.core.recipe import Recipe
 from lowbit.pipeline.activations import ATTENTION_PAIRS, batches, parts
 from lowbit.pipeline.attention import ATTENTION
-from lowbit.pipeline.machine import product_speed
+from lowbit.pipeline.machine import mean_time, product_speed
 from lowbit.pipeline.observe import LOOKS_AT_ORIGINAL
 
-# Compiled kernels, tokenizer and text: read off runs (docs/LOG.md).
-_PROGRAM_GROWTH = 60_000_000
+# Compiled kernels, tokenizer and text, and what is freed and kept: read off runs (docs/LOG.md).
+_PROGRAM_GROWTH = 130_000_000
 # What storage gives at least; files are read for their digest, to solve and to copy.
 _FILE_BYTES_PER_SECOND = 500_000_000
 _PASSES_OVER_FILES = 3
@@ -42,14 +44,23 @@ _HESSIAN_COPIES = 2
 _TRANSFORM_COPIES = 2
 # Of [N, K] in float32, or their worth.
 _WEIGHT_COPIES = 4
-# How often a batch passes a block's weights: stage by stage, or as a whole.
-_STAGED_PASSES, _WHOLE_PASSES = 1.6, 2.0
-_ATTENTION_PASSES = 2
+# How often a batch passes a block's weights, where not stage by stage, or where experts share it.
+_PASSES = 2.0
+# What runs between products and around them: bytes a second, most of them of memory that is new.
+_BYTES_PER_SECOND = 2_000_000_000
+_WEIGHT_TOUCHES = 20
+# Opening, text, tokenizer, assembling and checking, whatever the model's size.
+_SMALL_SECONDS = 2.0
+# Beside square products: of second moments, which are taken in narrow bands; of rounders, in narrow slabs.
+_MOMENT_PENALTY, _SLAB_PENALTY = 1.5, 2.0
 # Eigenvalues are products with vectors for one half, and those take so many times as long as products of matrices.
 _VECTOR_PENALTY = 2
+# The loss to nearest is that of so many rows.
+_SAMPLED_ROWS = 256
 # A trial takes at least this long in seconds, or has all the layer's outputs.
 _LONG_ENOUGH = 0.2
 _TRIAL_INPUTS, _TRIAL_OUTPUTS, _MOST_TRIAL_OUTPUTS = 256, 128, 2048
+_TRIAL_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
@@ -130,9 +141,20 @@ def _kept_widths(work: Workload) -> list[int]:
     return sorted(ends.values())
 
 
+@dataclass(frozen=True)
+class Algebra:
+    """Multiply-adds in float32 and in float64, and bytes that are written or read between them."""
+
+    single: float = 0.0
+    double: float = 0.0
+    nbytes: float = 0.0
+
+    def __add__(self, other: "Algebra") -> "Algebra":
+        return Algebra(self.single + other.single, self.double + other.double, self.nbytes + other.nbytes)
+
+
 def run_seconds(work: Workload) -> float:
     """Seconds of a run on this machine, as busy as it is now; takes about a second for each recipe to find out."""
-    products = product_speed(torch.float32, 0.1)
     costs: dict[tuple[Recipe, tuple[int, int]], float] = {}
     encoding = 0.0
     for layer in work.layers:
@@ -140,8 +162,11 @@ def run_seconds(work: Workload) -> float:
         if key not in costs:
             costs[key] = seconds_per_weight(*key)
         encoding += layer.weights * costs[key]
-    dense = sum(_block_work(work, block) for block in work.blocks)
-    return _PASSES_OVER_FILES * work.nbytes / _FILE_BYTES_PER_SECOND + dense / products + encoding
+    dense = sum((_block_algebra(work, block) for block in work.blocks), Algebra())
+    speeds = [product_speed(dtype, _TRIAL_SECONDS, mean_time) for dtype in (torch.float32, torch.float64)]
+    products = dense.single / speeds[0] + dense.double / speeds[1] + dense.nbytes / _BYTES_PER_SECOND
+    files = _PASSES_OVER_FILES * work.nbytes / _FILE_BYTES_PER_SECOND
+    return _SMALL_SECONDS + files + products + encoding
 
 
 def seconds_per_weight(recipe: Recipe, shape: tuple[int, int]) -> float:
@@ -153,15 +178,18 @@ def seconds_per_weight(recipe: Recipe, shape: tuple[int, int]) -> float:
 
 @functools.cache
 def _cost_of_trial(recipe: Recipe, inputs: int, most: int) -> float:
-    """Seconds a weight of so many inputs, and of as many outputs as it takes to tell, at most `most`."""
+    """Seconds a weight of so many inputs, from as many outputs as it takes to tell, at most `most`, and fewer."""
     outputs = _trial_outputs(recipe, most, inputs)
     _trial(recipe, (outputs, inputs))
+    before = _trial(recipe, (outputs, inputs))
     while True:
-        seconds = _trial(recipe, (outputs, inputs))
         more = min(4 * outputs, most)
-        if seconds > _LONG_ENOUGH or more == outputs or not _fits(recipe, (more, inputs)):
-            return seconds / (outputs * inputs)
-        outputs = more
+        if more == outputs or not _fits(recipe, (more, inputs)):
+            return before / (outputs * inputs)  # no fewer outputs to tell what does not depend on them
+        seconds = _trial(recipe, (more, inputs))
+        if seconds > _LONG_ENOUGH or 4 * more > most:
+            return max(0.0, seconds - before) / ((more - outputs) * inputs)
+        outputs, before = more, seconds
 
 
 def _trial(recipe: Recipe, shape: tuple[int, int]) -> float:
@@ -196,22 +224,69 @@ def _fits(recipe: Recipe, shape: tuple[int, int]) -> bool:
     return True
 
 
-def _block_work(work: Workload, block: BlockWork) -> float:
-    """Multiply-adds in float32 of running and watching a block, and of its layers' dense algebra."""
+def _block_algebra(work: Workload, block: BlockWork) -> Algebra:
+    """Of running and watching a block, and of its layers' dense algebra."""
+    layers = sum((_layer_algebra(layer) for layer in block.layers), _watching(work, block))
+    return layers + sum((_hessian_algebra(k) for k in _factored_widths(block)), Algebra())
+
+
+def _watching(work: Workload, block: BlockWork) -> Algebra:
+    """Windows through a block, and its second moments."""
     streams = 2 if "float_inputs" in work.reads else 1
-    passes = _STAGED_PASSES if _is_staged(block) else _WHOLE_PASSES
-    attention = _ATTENTION_PASSES * 2 * work.length * work.width
-    moments = sum(width**2 for width in input_widths(block)) * (1 / 2 if streams == 1 else 3 / 2)
-    watching = work.tokens * (streams * (passes * block.weights + attention) + moments)
-    solving = sum(4 * n * k * k for n, k in (layer.shape for layer in block.layers))
-    return watching + sum(map(_hessian_work, input_widths(block))) + solving
+    squares = sum(width**2 for width in input_widths(block))
+    attention = (1 if _is_staged(block) else 2) * 2 * work.length * work.width
+    moments = _MOMENT_PENALTY * squares * (1 / 2 if streams == 1 else 3 / 2)
+    sums = len(list(parts(work.samples, work.length))) if work.tokens else 0
+    touched = 4 * work.tokens * streams * sum(sum(layer.shape) for layer in block.layers)
+    return Algebra(
+        work.tokens * (streams * (_passed_weights(work, block) + attention) + moments),
+        nbytes=touched + 8 * streams * sums * squares,
+    )
 
 
-def _hessian_work(k: int) -> float:
-    """Of what layers with the same K inputs share, in float64, twice as dear: a factor K^3 / 3, and for the limit as
-    much again or the eigenvalues, 4/3 K^3."""
-    limit = 4 / 3 * (1 + _VECTOR_PENALTY) / 2 if k <= MOST_EIGENVALUES else 1 / 3
-    return 2 * (1 / 3 + limit) * k**3
+def _passed_weights(work: Workload, block: BlockWork) -> float:
+    """How many weights a token meets while a block is quantized.
+
+    Stage by stage, each module of a block is run twice more for each module behind it and once more at the end. Where
+    what its last layer reads is kept (see `pipeline.replay`), all of it is run once and that layer as often as ever.
+    """
+    modules: dict[str, list[LayerWork]] = {}
+    for layer in block.layers:
+        modules.setdefault(layer.parent, []).append(layer)
+    if not _is_staged(block) or any(".experts." in parent for parent in modules):
+        return _PASSES * block.weights
+    kept = 4 * work.tokens * (work.width + sum(_kept_widths(work))) <= work.budget
+    met = 0.0
+    for behind, layers in enumerate(reversed(modules.values())):
+        inner = 1 if kept or layers[-1].shape[1] <= 2 * work.width else 2 * behind + 2
+        met += inner * sum(layer.weights for layer in layers[:-1]) + (2 * behind + 1) * layers[-1].weights
+    return met
+
+
+def _layer_algebra(layer: LayerWork) -> Algebra:
+    """A rounder's feedback and its bound, the loss in float64, that of zeros and, of a few rows, that to nearest."""
+    n, k = layer.shape
+    half = k * k / 2
+    return Algebra(
+        (n * (_SLAB_PENALTY + 2) + _SAMPLED_ROWS) * half,
+        (n + _SAMPLED_ROWS) * half,
+        4 * _WEIGHT_TOUCHES * layer.weights,
+    )
+
+
+def _factored_widths(block: BlockWork) -> list[int]:
+    """K of each Hessian that is factored: shared by the layers that read one input, unless transforms change it."""
+    changed = [
+        layer.shape[1] for layer in block.layers if layer.recipe.statistic.reads and _makes_another_hessian(layer)
+    ]
+    return changed or input_widths(block)
+
+
+def _hessian_algebra(k: int) -> Algebra:
+    """Of what layers with the same K inputs share: a factor K^3 / 6, and for the limit as much again or the
+    eigenvalues, 2/3 K^3."""
+    limit = 2 / 3 * (1 + _VECTOR_PENALTY) / 2 if k <= MOST_EIGENVALUES else 1 / 6
+    return Algebra(double=(1 / 6 + limit) * k**3)
 
 
 def input_widths(block: BlockWork) -> list[int]:

@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from lowbit.core.products import rows_times
 from lowbit.kernels import viterbi
 
 _PACKAGES = ("torch", "transformers", "numba", "triton")
@@ -80,28 +81,6 @@ def measure_speeds(seconds: float = 0.5) -> Speeds:
     )
 
 
-def copy_speed(seconds: float) -> float:
-    """Bytes read and written a second by a copy that no cache holds."""
-    source = torch.ones(1 << 26)
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / best_time(lambda: target.copy_(source), seconds)
-
-
-def product_speed(dtype: torch.dtype, seconds: float) -> float:
-    """Multiply-adds a second of square products."""
-    size = 1024
-    a, out = torch.ones(size, size, dtype=dtype), torch.empty(size, size, dtype=dtype)
-    return size**3 / best_time(lambda: torch.mm(a, a, out=out), seconds)
-
-
-def viterbi_speed(seconds: float) -> float:
-    """Weights a second through the search that trellis codes encode with."""
-    generator = torch.Generator().manual_seed(0)
-    trellis = viterbi.Trellis(torch.randn(1 << _STATE_BITS, 1, generator=generator), _BITS)
-    targets = torch.randn(_SEQUENCES, _STEPS, 1, generator=generator)
-    return targets.numel() / best_time(lambda: viterbi.tail_biting(targets, trellis), seconds)
-
-
 def best_time(work: Callable[[], object], seconds: float) -> float:
     """The shortest time that `work` takes, tried for `seconds` after a first time that is not counted."""
     work()
@@ -113,6 +92,38 @@ def best_time(work: Callable[[], object], seconds: float) -> float:
         best = min(best, now - started)
         if now >= end:
             return best
+
+
+def mean_time(work: Callable[[], object], seconds: float) -> float:
+    """The mean time that `work` takes, tried likewise: what it takes on a machine as busy as this one is."""
+    work()
+    count, started = 0, time.perf_counter()
+    while (spent := time.perf_counter() - started) < seconds or not count:
+        work()
+        count += 1
+    return spent / count
+
+
+def copy_speed(seconds: float) -> float:
+    """Bytes read and written a second by a copy that no cache holds."""
+    source = torch.ones(1 << 26)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / best_time(lambda: target.copy_(source), seconds)
+
+
+def product_speed(dtype: torch.dtype, seconds: float, timed: Callable[..., float] = best_time) -> float:
+    """Multiply-adds a second of square products, `timed` by `best_time` or `mean_time`."""
+    size = 1024
+    a = torch.ones(size, size, dtype=dtype)
+    return size**3 / timed(lambda: rows_times(a, a), seconds)
+
+
+def viterbi_speed(seconds: float) -> float:
+    """Weights a second through the search that trellis codes encode with."""
+    generator = torch.Generator().manual_seed(0)
+    trellis = viterbi.Trellis(torch.randn(1 << _STATE_BITS, 1, generator=generator), _BITS)
+    targets = torch.randn(_SEQUENCES, _STEPS, 1, generator=generator)
+    return targets.numel() / best_time(lambda: viterbi.tail_biting(targets, trellis), seconds)
 
 
 class _Allocated(ctypes.Structure):
