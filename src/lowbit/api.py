@@ -15,11 +15,11 @@ from lowbit.evaluation.size import byte_budget
 from lowbit.exchange import gguf_file, import_folder, import_gguf
 from lowbit.formats.files import write_json_atomically
 from lowbit.formats.shards import read_json
+from lowbit.integrations.hub import resolve_folder
 from lowbit.pipeline import quantize as pipeline
 from lowbit.pipeline.drive import Progress
 from lowbit.pipeline.plan import Assignment, Plan
 from lowbit.pipeline.quantize import Calibration, Options
-from lowbit.pipeline.source import resolve_folder
 from lowbit.recipes import make_recipe
 from lowbit.report import write_report
 from lowbit.report.card import write_card

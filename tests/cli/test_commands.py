@@ -64,12 +64,25 @@ def test_eval(model, quantized, tmp_path):
     assert measures["windows"] == 3
     assert 3 < measures["size"]["bits_per_weight"] < 8
     assert "perplexity" in run("eval", quantized[0], "--text", text).stdout
+    half = run(
+        "eval", quantized[0], "--reference", model, "--text", text, "--windows", 3, "--json", "--dtype", "bfloat16"
+    )
+    kl = json.loads(half.stdout)["divergence"]["kl"]["mean"]
+    assert kl != measures["divergence"]["kl"]["mean"]
+    assert kl == pytest.approx(measures["divergence"]["kl"]["mean"], rel=0.3)
+    assert "--dtype half: must be one of float32" in str(run("eval", quantized[0], "--dtype", "half").exception)
 
 
 def test_generate(quantized):
     found = run("generate", quantized[0], "def f(", "--tokens", 5)
     assert found.exit_code == 0
     assert found.stdout.startswith("def f(")
+    assert "--tokens 0: must be at least 1" in str(run("generate", quantized[0], "def", "--tokens", 0).exception)
+
+
+def test_plan_takes_the_text_and_refuses_what_is_not_there(model, tmp_path):
+    missing = run("plan", model, "--recipe", "rtn", "--calibration", tmp_path / "none.txt")
+    assert "none.txt does not exist" in str(missing.exception)
 
 
 def test_inspect(quantized):

@@ -38,8 +38,10 @@ def test_a_hub_name_that_the_hub_does_not_give(tmp_path, monkeypatch):
     def unreachable(*args, **kwargs):
         raise OSError("no route to host")
 
-    monkeypatch.setattr("lowbit.pipeline.source.snapshot_download", unreachable)
+    monkeypatch.setattr("lowbit.integrations.hub.snapshot_download", unreachable)
     refused("someone/some-model", tmp_path / "out", "neither a folder here nor a model that the hub gave")
+    with pytest.raises(BadRequest, match="neither a folder here nor a model that the hub gave"):
+        lowbit.load("someone/some-model")
 
 
 def test_not_a_causal_language_model(model, tmp_path):

@@ -10,31 +10,27 @@ import typer
 
 from lowbit.cli.doctor import doctor
 from lowbit.cli.exchange import export, import_
+from lowbit.cli.options import (
+    CalibrationOption,
+    FolderArgument,
+    IgnoreOption,
+    JsonOption,
+    LengthOption,
+    ModelArgument,
+    OutOption,
+    OverrideOption,
+    RecipeOption,
+    SamplesOption,
+    SeedOption,
+    SetOption,
+    TargetsOption,
+    TextOption,
+    WindowsOption,
+)
 from lowbit.cli.reports import compare, report
 from lowbit.version import VERSION
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-
-ModelArgument = Annotated[str, typer.Argument(help="A model folder or a name on the hub.", metavar="MODEL")]
-RecipeOption = Annotated[str, typer.Option("--recipe", help="A recipe's name (see `lowbit recipes`) or a .toml file.")]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", help="A setting of the recipe, such as bits=3, or one of its parts, such as rounder=Beam(16)."
-    ),
-]
-OverrideOption = Annotated[
-    list[str] | None, typer.Option("--override", help="PATTERN:bits=4 for the layers that match, or PATTERN:file.toml.")
-]
-TargetsOption = Annotated[list[str] | None, typer.Option("--targets", help="Quantize only layers that match.")]
-IgnoreOption = Annotated[list[str] | None, typer.Option("--ignore", help="Leave layers that match as they are.")]
-CalibrationOption = Annotated[
-    str, typer.Option("--calibration", help="`stdlib`, a .txt/.jsonl/.parquet file, or a data set on the hub.")
-]
-SamplesOption = Annotated[int, typer.Option("--samples", help="Calibration windows.")]
-LengthOption = Annotated[int | None, typer.Option("--sequence-length", help="Tokens a window; by default up to 2048.")]
-SeedOption = Annotated[int, typer.Option("--seed", help="Chooses windows and everything random in a recipe.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
 
 
 def _show_version(asked: bool) -> None:
@@ -55,7 +51,7 @@ def lowbit(
 @app.command()
 def quantize(
     model: ModelArgument,
-    out: Annotated[Path, typer.Option("--out", help="The folder to write; empty or not there yet.")],
+    out: OutOption,
     recipe: RecipeOption = "optq",
     set_: SetOption = None,
     override: OverrideOption = None,
@@ -111,8 +107,10 @@ def plan(
     override: OverrideOption = None,
     targets: TargetsOption = None,
     ignore: IgnoreOption = None,
+    calibration: CalibrationOption = "stdlib",
     samples: SamplesOption = 128,
     sequence_length: LengthOption = None,
+    seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Show what `quantize` would do: every layer, sizes, time and memory. Nothing is run."""
@@ -128,7 +126,7 @@ def plan(
         overrides=overrides_of(recipe, settings, override or []),
         targets=targets or (),
         ignore=ignore or (),
-        calibration=Calibration(samples=samples, length=sequence_length),
+        calibration=Calibration(calibration, samples, sequence_length, seed),
     )
     if as_json:
         print(json.dumps(plan_data(planned)))
@@ -140,9 +138,12 @@ def plan(
 def evaluate_model(
     model: ModelArgument,
     reference: Annotated[str | None, typer.Option("--reference", help="The original, for KL and agreement.")] = None,
-    text: Annotated[str, typer.Option("--text", help="A source as for --calibration.")] = "stdlib",
+    text: TextOption = "stdlib",
     sequence_length: LengthOption = None,
-    windows: Annotated[int | None, typer.Option("--windows", help="Use only the first so many windows.")] = None,
+    windows: WindowsOption = None,
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="MODEL computes in float32, bfloat16 or float16; --reference in float32.")
+    ] = "float32",
     tasks: Annotated[str, typer.Option("--tasks", help="lm-eval tasks, by commas.")] = "",
     as_json: JsonOption = False,
 ) -> None:
@@ -150,6 +151,7 @@ def evaluate_model(
     from rich.console import Console
 
     from lowbit.cli.progress import progress_bars
+    from lowbit.cli.requests import torch_type
     from lowbit.evaluation import evaluate
     from lowbit.report import measures_table
 
@@ -161,6 +163,7 @@ def evaluate_model(
             reference=reference,
             length=sequence_length,
             windows=windows,
+            dtype=torch_type(dtype),
             tasks=names,
             progress=lambda done, total: bars("evaluating windows", done, total),
         )
@@ -181,18 +184,18 @@ def generate(
     from transformers import AutoTokenizer
 
     from lowbit.cli.demo import write_on
-    from lowbit.core.errors import BadRequest
+    from lowbit.core.errors import require
     from lowbit.integrations.loading import load
 
-    loaded = load(Path(model), dtype=torch.float32)
-    if not prompt:
-        raise BadRequest("The prompt is empty. Give at least one word.")
+    require(bool(prompt), "The prompt is empty. Give at least one word.")
+    require(tokens >= 1, f"--tokens {tokens}: must be at least 1.")
+    loaded = load(model, dtype=torch.float32)
     print(write_on(loaded, AutoTokenizer.from_pretrained(model), prompt, max_new_tokens=tokens, do_sample=False))
 
 
 @app.command("inspect")
 def inspect_folder(
-    folder: Annotated[Path, typer.Argument(help="A folder that `lowbit quantize` wrote.", metavar="DIR")],
+    folder: FolderArgument,
     as_json: JsonOption = False,
 ) -> None:
     """Check a quantized folder against the format and show what it holds."""

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lowbit.cli.options import JsonOption, SamplesOption
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -29,8 +31,8 @@ def doctor(
     recipe: Annotated[
         list[str] | None, typer.Option("--recipe", help="Recipes to judge; by default one of each kind.")
     ] = None,
-    samples: Annotated[int, typer.Option("--samples", help="Calibration windows.")] = 128,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")] = False,
+    samples: SamplesOption = 128,
+    as_json: JsonOption = False,
 ) -> None:
     """Check this machine and say which recipes are practical on it, and what to do where none is."""
     from rich.console import Console

@@ -6,12 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
-OutOption = Annotated[Path, typer.Option("--out", help="The folder to write; empty or not there yet.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
+from lowbit.cli.options import FolderArgument, JsonOption, OutOption
 
 
 def export(
-    folder: Annotated[Path, typer.Argument(help="A folder that `lowbit quantize` wrote.", metavar="DIR")],
+    folder: FolderArgument,
     format: Annotated[str, typer.Option("--format", help="One of gptq, gptq_v2, compressed-tensors, awq, exl3, gguf.")],
     out: OutOption,
     requantize: Annotated[

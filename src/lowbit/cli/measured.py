@@ -13,7 +13,7 @@ from lowbit.evaluation.review import Ground, judge, review
 from lowbit.evaluation.tokens import Progress
 from lowbit.exchange import gguf_file
 from lowbit.formats.shards import read_json
-from lowbit.pipeline.source import resolve_folder
+from lowbit.integrations.hub import resolve_folder
 from lowbit.report import write_report
 
 

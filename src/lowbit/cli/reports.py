@@ -6,17 +6,14 @@ from typing import Annotated
 
 import typer
 
-FolderArgument = Annotated[Path, typer.Argument(help="A folder that `lowbit quantize` wrote.", metavar="DIR")]
+from lowbit.cli.options import FolderArgument, JsonOption, LengthOption, TextOption, WindowsOption
+
 ReferenceOption = Annotated[
     str | None, typer.Option("--reference", help="The original; by default what the report names.")
 ]
-TextOption = Annotated[str, typer.Option("--text", help="A source as for --calibration.")]
 SameTextOption = Annotated[
     str | None, typer.Option("--text", help="A source as for --calibration; by default that of a finished report.")
 ]
-LengthOption = Annotated[int | None, typer.Option("--sequence-length", help="Tokens a window; by default up to 2048.")]
-WindowsOption = Annotated[int | None, typer.Option("--windows", help="Use only the first so many windows.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
 
 
 def report(

@@ -4,11 +4,22 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from lowbit.core.errors import BadRequest
+import torch
+
+from lowbit.core.errors import BadRequest, require
 from lowbit.core.recipe import Recipe
 from lowbit.recipes import from_toml, make_recipe
 
 Settings = dict[str, object]
+
+
+_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def torch_type(name: str) -> torch.dtype:
+    """The floating-point type of that name; raises BadRequest for others."""
+    require(name in _TYPES, f"--dtype {name}: must be one of {', '.join(_TYPES)}.")
+    return _TYPES[name]
 
 
 def parse_settings(texts: Sequence[str]) -> Settings:

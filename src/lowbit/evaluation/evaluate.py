@@ -18,8 +18,9 @@ from lowbit.evaluation.tokens import Progress, TokenMeasures, measure_tokens
 from lowbit.exchange import gguf_file, import_folder, import_gguf
 from lowbit.formats.checkpoint import QUANT_METHOD
 from lowbit.formats.shards import Shards
+from lowbit.integrations.hub import resolve_folder
 from lowbit.integrations.loading import load
-from lowbit.pipeline.source import read_config, resolve_folder
+from lowbit.pipeline.source import read_config
 from lowbit.pipeline.text import evaluation_windows, read_texts, token_stream
 
 
@@ -67,25 +68,27 @@ def evaluate(
     reference: Model | None = None,
     length: int | None = None,
     windows: int | None = None,
+    dtype: torch.dtype = torch.float32,
     tasks: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Measures:
     """Perplexity as the papers compute it, divergence from a reference, size, and accuracy on tasks.
 
     The text is cut into windows that do not overlap; perplexity is exp of the mean negative log-likelihood over all
-    tokens of a window but its first. Models that are not loaded yet run in float32 on the CPU; load one yourself to
-    measure it in another type or on another device.
+    tokens of a window but its first. Models that are not loaded yet run on the CPU, the reference in float32; load one
+    yourself to measure it on another device.
 
     Args:
         text: a source (see `pipeline.text.read_texts`, held-out split) or windows of token ids [count, length].
         reference: the model to measure KL(reference || model) and top-1 agreement against; shares the vocabulary.
         length: tokens of a window; without it the model's context, at most 2048.
         windows: use only the first so many.
+        dtype: that `model` computes in, if it is not loaded yet; `lowbit.load` gives the type in config.json.
         tasks: of lm-eval, see `evaluation.tasks`.
         progress: called with the windows done and their number.
     """
     chosen = Tasks.find(tasks) if tasks else None  # a wrong name is said before hours of work
-    opened = open_model(model)
+    opened = open_model(model, dtype)
     compared = None if reference is None else open_model(reference)
     require(windows is None or windows >= 1, f"Evaluation over {windows} windows: ask for at least 1.")
     cut = text if isinstance(text, Tensor) else held_out_windows(opened, text, length)
@@ -106,8 +109,8 @@ def evaluate(
     )
 
 
-def open_model(model: Model) -> Opened:
-    """Load a model that is not loaded yet, in float32 on the CPU; a quantized one as it is stored, other tools' too."""
+def open_model(model: Model, dtype: torch.dtype = torch.float32) -> Opened:
+    """Load a model that is not loaded yet, on the CPU; a quantized one as it is stored, other tools' too."""
     if isinstance(model, Opened):
         return model
     if isinstance(model, PreTrainedModel):
@@ -117,18 +120,18 @@ def open_model(model: Model) -> Opened:
         kept = TemporaryDirectory()
         done = import_gguf(file, Path(kept.name))
         weight = _weight(Path(kept.name), file.stat().st_size, done)
-        return replace(open_model(kept.name), format=done["format"], weight=weight, kept=kept)
+        return replace(open_model(kept.name, dtype), format=done["format"], weight=weight, kept=kept)
     folder = resolve_folder(str(model))
     quantized = read_config(folder).to_dict().get("quantization_config") or {}
     if quantized.get("quant_method") == QUANT_METHOD:
-        return Opened(load(folder, dtype=torch.float32), folder)
+        return Opened(load(folder, dtype=dtype), folder)
     if quantized:
         with TemporaryDirectory() as place:
             done = import_folder(folder, Path(place))
             weight = _weight(Path(place), weight_bytes(folder), done)
-            return Opened(load(place, dtype=torch.float32), folder, done["format"], weight)
+            return Opened(load(place, dtype=dtype), folder, done["format"], weight)
     Shards.open(folder)  # a damaged folder is refused before gigabytes of it are loaded
-    return Opened(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), folder)
+    return Opened(AutoModelForCausalLM.from_pretrained(folder, dtype=dtype), folder)
 
 
 def _weight(imported: Path, count: int, done: Mapping[str, Any]) -> Size | None:

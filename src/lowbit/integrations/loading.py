@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from lowbit.core.errors import BadRequest, LowbitError, require
+from lowbit.core.errors import BadRequest, LowbitError
 from lowbit.formats.legality import CONFIG_NAME, check_checkpoint
+from lowbit.integrations.hub import resolve_folder
 from lowbit.integrations.transformers import LowbitConfig, LowbitQuantizer
 from lowbit.recipes import from_dict
 
@@ -19,13 +20,14 @@ def load(
 ) -> PreTrainedModel:
     """The model of a lowbit checkpoint, ready for inference.
 
+    folder: what `lowbit quantize` wrote, or its name on the hub.
     dtype: of everything that is not quantized, and of the activations; None for the type in config.json.
     device_map: as in transformers ("cpu", "auto", {"model.layers.9": "disk", ...}; needs accelerate). What it puts on
         disk comes in when it is needed, codes too: they are read from `folder` again, which must stay.
 
     Raises BadRequest where the folder is missing, unfinished, not a lowbit checkpoint, damaged, or of a newer format.
     """
-    folder = Path(folder)
+    folder = resolve_folder(str(folder))
     _check_finished(folder)
     check_checkpoint(folder, from_dict)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -58,7 +60,6 @@ def empty_model(folder: Path) -> PreTrainedModel:
 
 
 def _check_finished(folder: Path) -> None:
-    require(folder.is_dir(), f"{folder} is not a folder. Give the folder that `lowbit quantize --out` wrote.")
     if (folder / CONFIG_NAME).is_file():
         return
     if (folder / _WORK_FOLDER).is_dir():

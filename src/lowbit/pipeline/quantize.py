@@ -36,7 +36,7 @@ from lowbit.pipeline.forecast import gradient_memory, solve_memory, watch_memory
 from lowbit.pipeline.journal import Journal, exclusive
 from lowbit.pipeline.plan import Assignment, Plan, make_plan
 from lowbit.pipeline.source import SourceModel
-from lowbit.pipeline.text import calibration_windows, read_texts, shuffled, token_stream, windows_digest
+from lowbit.pipeline.text import calibration_windows, read_texts, require_source, shuffled, token_stream, windows_digest
 from lowbit.pipeline.workers import Needs, Workers, workers_at
 from lowbit.version import VERSION
 
@@ -85,7 +85,8 @@ def silent(what: str, done: int, total: int) -> None:
 
 
 def plan(model: str, assignment: Assignment, calibration: Calibration, options: Options = Options()) -> Plan:
-    """What `run` would do; raises BadRequest for everything that is wrong with the request but its text and weights."""
+    """What `run` would do; raises BadRequest for all that is wrong with it but what text and weights hold."""
+    require_source(calibration.source)
     source = SourceModel.open(model)
     return make_plan(source, assignment, calibration.samples, _length(source, calibration), options.budget)
 

@@ -15,13 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    StrictDataclassError,
-)
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -30,6 +24,7 @@ from transformers.core_model_loading import WeightRenaming, rename_source_key
 from lowbit.core.errors import BadRequest
 from lowbit.core.linalg import all_finite
 from lowbit.formats.shards import Shards
+from lowbit.integrations.hub import resolve_folder
 from lowbit.integrations.loading import empty_model
 from lowbit.pipeline.architecture import Block, architecture_of, expert_key, find_blocks, separate_experts
 from lowbit.pipeline.tables import looked_up, multiplied
@@ -48,23 +43,6 @@ _SENSELESS = (
     TypeError,
     ValueError,
 )
-_SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]
-
-
-def resolve_folder(model: str) -> Path:
-    """A local folder as it is, anything else as a name on the hub, downloaded (or found in its cache)."""
-    path = Path(model).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists() or model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise BadRequest(f"{model}: not a folder. Give a Hugging Face model folder or a name on the hub.")
-    try:
-        return Path(snapshot_download(model, allow_patterns=_SMALL_FILES))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise BadRequest(
-            f"{model}: neither a folder here nor a model that the hub gave ({type(error).__name__}). "
-            "Check the spelling and the connection."
-        ) from error
 
 
 def read_config(folder: Path) -> PretrainedConfig:

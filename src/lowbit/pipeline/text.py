@@ -45,18 +45,27 @@ def read_texts(source: str, split: Split = "calibration") -> list[str]:
 
     Raises BadRequest for a source that is missing, empty, not UTF-8 (naming the byte) or without a text field.
     """
+    require_source(source)
     path = Path(source)
     if source == "stdlib":
         texts: Iterable[str] = stdlib_texts(split)
     elif path.suffix in _READERS:
-        require(path.is_file(), f"Text file {source} does not exist.")
         texts = _READERS[path.suffix](path)
     else:
-        require(not path.is_file(), f"Text file {source}: its kind is not known. {_SOURCES}.")
         texts = _data_set(source, split)
     documents = _join_paragraphs(list(texts))
     require(bool(documents), f"Text {source} is empty: it holds nothing but blanks. {_SOURCES}.")
     return documents
+
+
+def require_source(source: str) -> None:
+    """Raise BadRequest for a file that is missing or of no known kind; a data set is not asked for."""
+    path = Path(source)
+    require(path.suffix not in _READERS or path.is_file(), f"Text file {source} does not exist.")
+    require(
+        source == "stdlib" or path.suffix in _READERS or not path.is_file(),
+        f"Text file {source}: its kind is not known. {_SOURCES}.",
+    )
 
 
 def shuffled(texts: Sequence[str], seed: int) -> list[str]:
