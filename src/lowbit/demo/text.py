@@ -13,6 +13,7 @@ distributions do not install it.
 """
 
 import hashlib
+import os
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,8 +41,15 @@ def stdlib_files(split: Split, *, tests: bool = False, root: Path | None = None)
     """
     root = root or Path(sysconfig.get_paths()["stdlib"])
     skip = _NOT_SOURCE if tests else _NOT_SOURCE | _TEST_FOLDERS
-    files = (path for path in root.rglob("*.py") if not skip.intersection(path.relative_to(root).parts))
+    files = (Path(folder) / name for folder, names in _folders(root, skip) for name in names if name.endswith(".py"))
     return sorted((path for path in files if is_held_out(path) == (split == "held-out")), key=lambda p: p.as_posix())
+
+
+def _folders(root: Path, skip: set[str]) -> Iterator[tuple[str, list[str]]]:
+    """Folders and the names in them; those to skip, among them all that is installed, are not even listed."""
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name not in skip]
+        yield folder, names
 
 
 def stdlib_texts(split: Split, *, tests: bool = False, root: Path | None = None) -> Iterator[str]:
