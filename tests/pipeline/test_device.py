@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import lowbit
 from lowbit.core.errors import BadRequest
 from lowbit.pipeline import device as devices
+from lowbit.pipeline.architecture import set_weight
 from lowbit.pipeline.pieces import apart, with_tensors
 from lowbit.pipeline.quantize import Calibration, Options
 from lowbit.pipeline.workers import Here
@@ -143,6 +144,18 @@ def test_a_value_taken_apart_and_put_together_is_the_same():
     assert torch.equal(copy["a"][1], 2 * linear.weight)
     assert copy["b"][:2] == (1, "x")
     assert torch.equal(copy["b"][2], torch.tensor([0, 2, 4]))
+
+
+def test_a_weight_stays_on_the_device_as_long_as_it_lives_here():
+    layer = torch.nn.Linear(3, 3, bias=False)
+    with Pretended():
+        first, second = (devices.sent(layer, DEVICE).weight for _ in range(2))
+        assert first.held.data_ptr() == second.held.data_ptr(), "moved twice"
+        set_weight(layer, torch.ones(3, 3))
+        assert torch.equal(devices.sent(layer, DEVICE).weight.cpu(), torch.ones(3, 3))
+    assert len(devices._resident[DEVICE]) == 1
+    del layer
+    assert not devices._resident[DEVICE]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

@@ -8,11 +8,14 @@ algorithms are deterministic ones and products are taken in all of float32 (no T
 """
 
 import os
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from lowbit.core.errors import require
 from lowbit.pipeline.pieces import with_tensors
@@ -85,7 +88,20 @@ def computing_on(device: torch.device) -> Iterator[None]:
 
 def sent(value: V, device: torch.device) -> V:
     """A copy of a value with its tensors on the device; the value itself where that is the processor."""
-    return value if device == CPU else with_tensors(value, lambda tensor: tensor.to(device))
+    return value if device == CPU else with_tensors(value, lambda tensor: _placed(tensor, device))
+
+
+_resident: defaultdict[torch.device, WeakTensorKeyDictionary] = defaultdict(WeakTensorKeyDictionary)
+
+
+def _placed(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device. A parameter stays there as long as it lives here: the next call has the same block."""
+    if not isinstance(tensor, nn.Parameter):
+        return tensor.to(device)
+    there = _resident[device]
+    if tensor not in there:
+        there[tensor] = tensor.detach().to(device)
+    return there[tensor]
 
 
 def fetched(value: V, device: torch.device) -> V:
