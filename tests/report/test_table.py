@@ -3,12 +3,12 @@
 import pytest
 from rich.console import Console
 
-from lowbit.report import comparison_table, layers_table, limits_table, measures_table
+from lowbit.report import checkpoints_table, comparison_table, layers_table, limits_table, measures_table
 from report.records import layer, layers, measures, outcome, rows
 
 
-def shown(table):
-    console = Console(width=160, color_system=None)
+def shown(table, width=160):
+    console = Console(width=width, color_system=None)
     with console.capture() as capture:
         console.print(table)
     return capture.get()
@@ -54,3 +54,12 @@ def test_limits():
 def test_comparison_shows_names_as_they_are():
     data = [dict(row, recipe="[red]x[/red]") for row in rows()]
     assert shown(comparison_table(data)).count("[red]x[/red]") == len(data)
+
+
+def test_checkpoints_fit_a_narrow_terminal_and_the_best_are_marked():
+    row = {"label": "folder", "recipe": "quip_sharp", "bits_per_weight": 2.0, "bytes": 10**9, "best": True}
+    row |= {"kl": 0.4, "kl_error": 0.0078, "agreement": 0.642, "perplexity": {"mean": 15.5, "error": 1.1}}
+    lines = shown(checkpoints_table([row, row | {"label": "a-name-that-is-folded", "best": False}]), 80).splitlines()
+    assert lines[3].split() == "folder * 2.00 0.4000 ± 0.0078 64.2 % 1.00 GB 15.50 quip_sharp".split()
+    assert "*" not in lines[4]
+    assert all(len(line) <= 80 for line in lines)

@@ -9,6 +9,9 @@ from rich.text import Text
 
 from lowbit.report import numbers
 
+_NAME_WIDTH = 12
+"""What is left of names in a narrow terminal before numbers are cut."""
+
 
 def measures_table(measures: Mapping[str, Any]) -> Table:
     """What an evaluation found. measures: `evaluation.Measures.to_dict()`."""
@@ -33,7 +36,8 @@ def measures_table(measures: Mapping[str, Any]) -> Table:
 
 
 def layers_table(layers: Sequence[Mapping[str, Any]]) -> Table:
-    """Quantized layers as a report's record lists them, in the order given; nearest: the relative loss before.
+    """Quantized layers as a report's record lists them, in the order given; nearest, loss: the relative loss
+    before and after rounding.
 
     Columns that would say nothing, such as one recipe for all, are left out.
     """
@@ -43,7 +47,7 @@ def layers_table(layers: Sequence[Mapping[str, Any]]) -> Table:
         "recipe": [layer["recipe"] for layer in layers],
         "bits": [numbers.digits(layer["bits_per_weight"]) for layer in layers],
         "nearest": [_or_empty(numbers.share, layer.get("nearest_relative_loss")) for layer in layers],
-        "relative loss": [numbers.share(layer["relative_loss"]) for layer in layers],
+        "loss": [numbers.share(layer["relative_loss"]) for layer in layers],
         "outcomes": [", ".join(outcome["kind"] for outcome in layer["outcomes"]) for layer in layers],
         "time": [numbers.duration(layer["seconds"]) for layer in layers],
     }
@@ -58,7 +62,7 @@ def layers_table(layers: Sequence[Mapping[str, Any]]) -> Table:
 
 def limits_table(layers: Sequence[Mapping[str, Any]]) -> Table:
     """How far layers of a report's record are from the least loss that their bits allow, and what was promised."""
-    table = _table("layer", "bits", "loss", "limit", "bits above it", "bound", "clamped")
+    table = _table("layer", "bits", "loss", "limit", "above it", "bound", "clamped")
     for layer in layers:
         above, bound, clamped = layer["bits_above_limit"], layer["bound"], layer["clamped"]
         _row(
@@ -94,19 +98,19 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def checkpoints_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Finished checkpoints side by side. rows: of `report.comparison.comparison_rows`."""
-    table = _table("checkpoint", "recipe or format", "bits/weight", "size", "KL", "agreement", "perplexity", "best")
+    table = _table("checkpoint", "bits", "KL, nats", "agreement", "size", "perplexity", "recipe")
     for row in rows:
         _row(
             table,
-            row["label"],
-            row["recipe"],
+            row["label"] + (" *" if row["best"] else ""),
             numbers.digits(row["bits_per_weight"]),
-            numbers.size(row["bytes"]),
             numbers.estimate({"mean": row["kl"], "error": row["kl_error"]}),
-            numbers.share(row["agreement"]),
-            numbers.estimate(row["perplexity"]),
-            "*" if row["best"] else "",
+            numbers.tenths(row["agreement"]),
+            numbers.size(row["bytes"]),
+            numbers.digits(row["perplexity"]["mean"], 4),
+            row["recipe"],
         )
+    table.caption, table.caption_justify = "* none is both at most as large and nearer to the original", "left"
     return table
 
 
@@ -121,9 +125,9 @@ def _where(measures: Mapping[str, Any]) -> str:
 def _table(*columns: str, title: str | None = None) -> Table:
     title_text = Text(title) if title else None
     table = Table(box=box.SIMPLE_HEAD, title=title_text, title_justify="left", padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column(columns[0], overflow="fold")
+    table.add_column(columns[0], overflow="fold", min_width=_NAME_WIDTH)
     for column in columns[1:]:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     return table
 
 
