@@ -2,8 +2,9 @@
 
     python tools/scale.py docs/scale.png
 
-Times are sums of what a run does one after the other, each its operations over a measured rate or its bytes over the
-network's; nothing overlaps. The driver runs on one of the machines, so that one machine sends nothing.
+Times are sums of what a run does one after the other, each its operations over a rate or its bytes over the network's;
+nothing overlaps. The driver runs on one of the machines, so that one machine sends nothing. Rates of the processor are
+measured, those of the accelerator are assumed.
 """
 
 import math
@@ -15,13 +16,17 @@ from matplotlib.figure import Figure
 
 from lowbit.pipeline.activations import MOST_PARTS
 
-# Of one core, measured (docs/LOG.md): float32 multiply-adds/s, and weights/s through each code.
-PRODUCTS = 15e9
+# Of one core, measured (docs/LOG.md): multiply-adds/s in float32 and in float64, and weights/s through each code.
+PRODUCTS, DOUBLE_PRODUCTS = 50e9, 8e9
 WEIGHTS = {"optq": 4.6e6, "trellis": 0.1e6}
 CORES, NETWORK = 64, 25e9 / 8
+# Of one accelerator, assumed: multiply-adds/s in float32, half of what an H100's data sheet names, and bytes/s from and
+# to memory that is not pinned.
+DEVICE_PRODUCTS, DEVICE_BYTES = 15e12, 6e9
 WINDOWS, LENGTH = 128, 2048
 TOKENS = WINDOWS * LENGTH
 MACHINES = (1, 2, 4, 8, 16, 32)
+DEVICES = (0, 1, 8)
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,8 @@ class Shape:
 
     @property
     def hessians(self) -> int:
-        """Numbers in the Hessians of a block: one K^2 for each input."""
-        return sum(stage[0][1] ** 2 for stage in self.stages)
+        """Numbers in one half of the Hessians of a block: K^2 / 2 for each input."""
+        return sum(stage[0][1] ** 2 for stage in self.stages) // 2
 
     @property
     def hidden(self) -> int:
@@ -70,19 +75,39 @@ class Times:
         return self.windows + self.solving + self.sending
 
 
-def block_times(shape: Shape, code: str, refresh: str, machines: int) -> Times:
-    """Of a block whose inputs are computed anew for each "input", or once for the "block"."""
-    stages = shape.stages if refresh == "input" else (tuple(layer for stage in shape.stages for layer in stage),)
-    passes = len(stages) / 2 + 1 if len(stages) > 1 else 2
-    busiest = math.ceil(MOST_PARTS / min(machines, MOST_PARTS)) / MOST_PARTS
-    windows = TOKENS * (passes * shape.weights + shape.hessians) * busiest / (PRODUCTS * CORES)
+def block_times(shape: Shape, code: str, refresh: str, machines: int, devices: int = 0) -> Times:
+    """Of a block whose inputs are computed anew for each "input", or once for the "block". devices: accelerators that
+    each machine has."""
+    staged = refresh == "input"
+    stages = shape.stages if staged else (tuple(layer for stage in shape.stages for layer in stage),)
+    watching = machines * max(devices, 1)
+    share = math.ceil(MOST_PARTS / min(watching, MOST_PARTS)) / MOST_PARTS
+    work = TOKENS * (passed(shape, staged) + shape.hessians)
+    if devices:
+        windows = share * (work / DEVICE_PRODUCTS + bytes_to_device(shape, len(stages), watching) / DEVICE_BYTES)
+    else:
+        windows = share * work / (PRODUCTS * CORES)
     solving = sum(makespan([solve_seconds(*layer, code) for layer in stage], machines) for stage in stages)
-    return Times(windows, solving, bytes_sent(shape, len(stages), machines) / NETWORK)
+    return Times(windows, solving, bytes_sent(shape, staged, machines) / NETWORK)
+
+
+def passed(shape: Shape, staged: bool) -> float:
+    """Weights that a token passes in a block, attention counted as the weights it is worth.
+
+    Stage by stage: the output projection's inputs, once known, spare attention and what feeds it; those of the last
+    layer are too wide to be kept. Otherwise everything but the last layer, and then all of it.
+    """
+    fed, out, gated, last = (sum(n * k for n, k in stage) for stage in shape.stages)
+    attention = 2 * LENGTH * shape.width
+    if staged:
+        return fed + attention + out + (out + gated) + (out + gated + last)
+    return 2 * (fed + attention + out + gated) + last
 
 
 def solve_seconds(n: int, k: int, code: str) -> float:
-    """Feedback and two losses in float64, 4.5 N K^2; the factor and that of the limit, 4/3 K^3; the code."""
-    return (4.5 * n * k**2 + 4 / 3 * k**3) / (PRODUCTS * CORES) + n * k / (WEIGHTS[code] * CORES)
+    """N K^2 for feedback and losses, where float32 counts half, and 2/3 K^3 for the factor and that of the limit, in
+    float64; the code."""
+    return (n * k**2 + 2 / 3 * k**3) / (DOUBLE_PRODUCTS * CORES) + n * k / (WEIGHTS[code] * CORES)
 
 
 def makespan(seconds: list[float], machines: int) -> float:
@@ -93,15 +118,36 @@ def makespan(seconds: list[float], machines: int) -> float:
     return max(busy)
 
 
-def bytes_sent(shape: Shape, stages: int, machines: int) -> float:
+def bytes_sent(shape: Shape, staged: bool, machines: int) -> float:
     """Through the driver's network in a block: to and from all machines but its own."""
     watching = min(machines, MOST_PARTS)
     others = (watching - 1) / watching
-    block = 4 * shape.weights * (stages + 1) * (watching - 1)
-    hidden = 2 * shape.hidden * others
+    block = 2 * 4 * shape.weights * (watching - 1)
+    hidden = (4 if staged else 2) * shape.hidden * others
     states = MOST_PARTS * 8 * shape.hessians * others
-    solving = sum(8 * k**2 + 4 * n * k for stage in shape.stages for n, k in stage) * others
+    solving = sum(4 * k**2 + 4 * n * k for stage in shape.stages for n, k in stage) * others
     return block + hidden + states + solving
+
+
+def bytes_sent_before(shape: Shape, machines: int) -> float:
+    """What it was with all of a block sent at every stage and Hessians as squares, inputs anew for each."""
+    watching = min(machines, MOST_PARTS)
+    others = (watching - 1) / watching
+    again = (5 - 2) * 4 * shape.weights * (watching - 1)
+    squares = (MOST_PARTS * 8 * shape.hessians + sum(4 * k**2 for stage in shape.stages for _, k in stage)) * others
+    kept_hidden = shape.hidden * others  # hidden states went again with what is kept
+    return bytes_sent(shape, True, machines) + again + squares + kept_hidden
+
+
+def bytes_to_device(shape: Shape, stages: int, devices: int) -> float:
+    """Into and out of all accelerators in a block; where there are several, a cluster, the block with every call."""
+    blocks = 2 if devices == 1 else MOST_PARTS * (stages + 1)
+    return 4 * shape.weights * blocks + (stages + 2) * shape.hidden + MOST_PARTS * 8 * shape.hessians
+
+
+def device_memory(shape: Shape) -> int:
+    """What a call asks an accelerator for: the block, the largest Hessian twice, a batch three times."""
+    return 4 * shape.weights + 16 * shape.inner**2 + 12 * LENGTH * shape.inner
 
 
 def sizes() -> list[str]:
@@ -110,12 +156,15 @@ def sizes() -> list[str]:
     counts = {
         "blocks": lambda s: f"{s.blocks}",
         "weights of a block, float32": lambda s: f"{4 * s.weights / 1e9:.1f} GB",
-        "its Hessians, float64": lambda s: f"{8 * s.hessians / 1e9:.1f} GB",
+        "its Hessians, float64": lambda s: f"{16 * s.hessians / 1e9:.1f} GB",
         "the largest of them": lambda s: f"{8 * s.inner**2 / 1e9:.1f} GB",
         "hidden states of all windows": lambda s: f"{s.hidden / 1e9:.1f} GB",
-        "a call that solves the largest layer": lambda s: f"{(40 * s.inner**2 + 20 * s.inner * s.width) / 1e9:.0f} GB",
-        "sent in a block, 2 machines": lambda s: f"{bytes_sent(s, 4, 2) / 1e9:.0f} GB",
-        "sent in a block, 16 machines": lambda s: f"{bytes_sent(s, 4, 16) / 1e9:.0f} GB",
+        "a call that solves the largest layer": lambda s: f"{(16 * s.inner**2 + 16 * s.inner * s.width) / 1e9:.0f} GB",
+        "a call that watches a block, on an accelerator": lambda s: f"{device_memory(s) / 1e9:.0f} GB",
+        "sent in a block, 2 machines": lambda s: f"{bytes_sent(s, True, 2) / 1e9:.0f} GB",
+        "so much before": lambda s: f"{bytes_sent_before(s, 2) / 1e9:.0f} GB",
+        "sent in a block, 16 machines": lambda s: f"{bytes_sent(s, True, 16) / 1e9:.0f} GB",
+        "so much before, of 16": lambda s: f"{bytes_sent_before(s, 16) / 1e9:.0f} GB",
     }
     return rows + [
         f"| {name} | " + " | ".join(count(s) for s in SHAPES.values()) + " |" for name, count in counts.items()
@@ -139,6 +188,17 @@ def times(name: str) -> list[str]:
     return rows
 
 
+def with_devices() -> list[str]:
+    """Hours of the whole model by accelerators of one machine and of four, inputs anew for each, as a table."""
+    places = [(machines, devices) for machines in (1, 4) for devices in DEVICES]
+    heads = [f"{machines} x {devices}" if devices else f"{machines}" for machines, devices in places]
+    rows = ["| | " + " | ".join(heads) + " |", "| --- |" + " --- |" * len(places)]
+    for (name, shape), code in ((one, code) for one in SHAPES.items() for code in WEIGHTS):
+        hours = [block_times(shape, code, "input", *place).total * shape.blocks / 3600 for place in places]
+        rows.append(f"| {name}, {code} | " + " | ".join(f"{h:.1f} h" for h in hours) + " |")
+    return rows
+
+
 def draw(path: Path) -> None:
     """Hours against machines, with the line of perfect scaling."""
     figure = Figure(figsize=(8, 3.6), layout="constrained")
@@ -146,9 +206,9 @@ def draw(path: Path) -> None:
         for code, colour in zip(WEIGHTS, ("#3b82c4", "#d9772b"), strict=True):
             for refresh, style in (("input", "o-"), ("block", "s--")):
                 hours = [block_times(shape, code, refresh, m).total * shape.blocks / 3600 for m in MACHINES]
-                axes.loglog(MACHINES, hours, style, color=colour, label=f"{code}, {refresh}")
-            axes.loglog(MACHINES, [hours[0] / m for m in MACHINES], ":", color=colour, linewidth=1)
-        axes.set(title=name, xlabel="machines of 64 cores", ylabel="hours")
+                axes.semilogx(MACHINES, hours, style, color=colour, label=f"{code}, {refresh}")
+            axes.semilogx(MACHINES, [hours[0] / m for m in MACHINES], ":", color=colour, linewidth=1)
+        axes.set(title=name, xlabel="machines of 64 cores", ylabel="hours", ylim=(0, None))
         axes.set_xticks(MACHINES, [str(m) for m in MACHINES])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
@@ -161,4 +221,6 @@ if __name__ == "__main__":
     for model in SHAPES:
         print(f"\n{model}\n")
         print("\n".join(times(model)))
+    print("\nmachines x accelerators\n")
+    print("\n".join(with_devices()))
     draw(Path(sys.argv[1]))
