@@ -192,8 +192,8 @@ def integers(
 
     On the model that ships, in groups of 64 at 2, 3 and 4 bits, KL is 42, 30 and 22 % below that of `optq` with
     act-order and 13, 12 and 11 % below that of `qronos` with searched ranges, the next best (docs/LOG.md has other
-    models and what each part gives). The run takes about six times that of `optq`; with width=1 four times, for 7 %
-    more KL at 2 bits.
+    models and what each part gives). The run takes three to six times that of `optq`; without the search (width=1) KL
+    at 2 bits is 7 % higher.
 
     Bits per weight: as `optq` with static groups: b + (16 + b) / g, symmetric b + 16 / g.
 
