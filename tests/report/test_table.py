@@ -60,6 +60,6 @@ def test_checkpoints_fit_a_narrow_terminal_and_the_best_are_marked():
     row = {"label": "folder", "recipe": "quip_sharp", "bits_per_weight": 2.0, "bytes": 10**9, "best": True}
     row |= {"kl": 0.4, "kl_error": 0.0078, "agreement": 0.642, "perplexity": {"mean": 15.5, "error": 1.1}}
     lines = shown(checkpoints_table([row, row | {"label": "a-name-that-is-folded", "best": False}]), 80).splitlines()
-    assert lines[3].split() == "folder * 2.00 0.4000 ± 0.0078 64.2 % 1.00 GB 15.50 quip_sharp".split()
+    assert " ".join(lines[3].split()) == "folder * 2.00 0.4000 ± 0.0078 64.2 % 1.00 GB 15.50 quip_sharp"
     assert "*" not in lines[4]
     assert all(len(line) <= 80 for line in lines)
