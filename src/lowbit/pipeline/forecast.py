@@ -51,8 +51,8 @@ _BYTES_PER_SECOND = 2_000_000_000
 _WEIGHT_TOUCHES = 20
 # Opening, text, tokenizer, assembling and checking, whatever the model's size.
 _SMALL_SECONDS = 2.0
-# Beside square products: of second moments, which are taken in narrow bands; of rounders, in narrow slabs.
-_MOMENT_PENALTY, _SLAB_PENALTY = 1.5, 2.0
+# Beside square products: of second moments, which are taken in narrow bands; of rounders, in narrow slabs; in float64.
+_MOMENT_PENALTY, _SLAB_PENALTY, _DOUBLE_PENALTY = 1.5, 2.0, 1.25
 # Eigenvalues are products with vectors for one half, and those take so many times as long as products of matrices.
 _VECTOR_PENALTY = 2
 # The loss to nearest is that of so many rows.
@@ -164,7 +164,7 @@ def run_seconds(work: Workload) -> float:
         encoding += layer.weights * costs[key]
     dense = sum((_block_algebra(work, block) for block in work.blocks), Algebra())
     speeds = [product_speed(dtype, _TRIAL_SECONDS, mean_time) for dtype in (torch.float32, torch.float64)]
-    products = dense.single / speeds[0] + dense.double / speeds[1] + dense.nbytes / _BYTES_PER_SECOND
+    products = dense.single / speeds[0] + _DOUBLE_PENALTY * dense.double / speeds[1] + dense.nbytes / _BYTES_PER_SECOND
     files = _PASSES_OVER_FILES * work.nbytes / _FILE_BYTES_PER_SECOND
     return _SMALL_SECONDS + files + products + encoding
 

@@ -26,8 +26,8 @@ from lowbit.kernels import viterbi
 _PACKAGES = ("torch", "transformers", "numba", "triton")
 # The search of two bits a weight that recipes run by default, on as many sequences as it takes together.
 _STATE_BITS, _BITS, _SEQUENCES, _STEPS = 16, 2, 16, 256
-# Of freed bytes that are given back.
-_MUCH = 64 << 20
+# Bytes that make it worth while to give freed memory back, and how many were resident after that, or at any time since.
+_MUCH, _lowest = 64 << 20, [0]
 
 
 @dataclass(frozen=True)
@@ -126,24 +126,16 @@ def viterbi_speed(seconds: float) -> float:
     return targets.numel() / best_time(lambda: viterbi.tail_biting(targets, trellis), seconds)
 
 
-class _Allocated(ctypes.Structure):
-    """glibc's `struct mallinfo2`; freed: bytes that it keeps for later."""
-
-    _fields_ = [*((f"_{i}", ctypes.c_size_t) for i in range(8)), ("freed", ctypes.c_size_t), ("_9", ctypes.c_size_t)]
-
-
 def return_freed_memory() -> None:
-    """Give the operating system back what is free, where it is much: what is given back has to be got again, which
-    took a fifth of a run on small layers. glibc keeps freed pieces below 32 MB, which add up to gigabytes."""
-    name, number = platform.libc_ver()
-    if name != "glibc":
-        return
-    libc = ctypes.CDLL(None)
-    if tuple(map(int, number.split("."))) >= (2, 33):  # an older one does not tell
-        libc.mallinfo2.restype = _Allocated
-        if libc.mallinfo2().freed < _MUCH:
-            return
-    libc.malloc_trim(0)
+    """Give the operating system back what is free, where this process has grown by much since: what is given back has
+    to be got again, which took a fifth of a run on small layers. glibc keeps freed pieces below 32 MB, which add up to
+    gigabytes."""
+    process = psutil.Process()
+    resident = process.memory_info().rss
+    if resident - _lowest[0] > _MUCH and platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+        resident = _lowest[0] = process.memory_info().rss
+    _lowest[0] = min(_lowest[0], resident)
 
 
 def _cores() -> int:
