@@ -67,8 +67,11 @@ def test_what_a_kill_among_the_last_moves_leaves_is_no_model_and_no_hindrance(tm
     out = tmp_path / "out"
     pid = os.fork()
     if pid == 0:
-        Path.replace = failing_after(moves, lambda: os._exit(9))
-        write(out, "config.json", "a.json", "b.json")
+        try:
+            Path.replace = failing_after(moves, lambda: os._exit(9))
+            write(out, "config.json", "a.json", "b.json")
+        finally:
+            os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
     assert names(out) == [".partial", "a.json", "b.json"][: 1 + moves]
     (out / "mine").write_text("")

@@ -322,33 +322,31 @@ def stored_bytes(layer: QuantizedLayer) -> dict[str, Tensor]:
     }
 
 
-def law_layer_survives_storage(recipe: Recipe, problem: LayerProblem) -> None:
+def law_layer_survives_storage(layer: QuantizedLayer) -> None:
     """Packed, unpacked and restored, a layer dequantizes to the same float32 bits."""
-    layer = solve(recipe, problem)
-    fields, stored = recipe.fields(problem.shape), stored_bytes(layer)
+    fields, stored = layer.recipe.fields(layer.shape), stored_bytes(layer)
     assert stored.keys() == fields.keys()
     for name, field in fields.items():
         law_field_holds(field, layer.tensors()[name])
         assert isinstance(field, Array) or is_legal(stored[name], field)
     opened = {n: unpack(t, fields[n]) if isinstance(fields[n], Bits) else t for n, t in stored.items()}
-    again = restore_layer(recipe, problem.shape, opened)
+    again = restore_layer(layer.recipe, layer.shape, opened)
     assert torch.equal(again.dequantize(), layer.dequantize())
     assert bool(torch.isfinite(again.dequantize()).all())
 
 
-def law_bits_are_counted(recipe: Recipe, problem: LayerProblem) -> None:
+def law_bits_are_counted(layer: QuantizedLayer) -> None:
     """Bits per weight are the bytes of what is stored, nothing left out."""
-    layer = solve(recipe, problem)
     nbytes = sum(tensor.numel() * tensor.itemsize for tensor in stored_bytes(layer).values())
-    counted = bits_per_weight(recipe.fields(problem.shape), problem.shape)
-    assert counted == 8 * nbytes / problem.weight.numel()
+    counted = bits_per_weight(layer.recipe.fields(layer.shape), layer.shape)
+    assert counted == 8 * nbytes / math.prod(layer.shape)
     assert layer.stats is not None
     assert layer.stats["bits_per_weight"] == counted
 
 
-def law_stats_are_true(recipe: Recipe, problem: LayerProblem) -> None:
-    """The recorded losses are those of the weight that the layer dequantizes to."""
-    layer = solve(recipe, problem)
+def law_stats_are_true(layer: QuantizedLayer, problem: LayerProblem) -> None:
+    """The losses recorded of a problem's layer are those of the weight that it dequantizes to."""
+    recipe = layer.recipe
     error = (layer.dequantize() - problem.weight).double()
     weight = problem.weight.double()
     rows = torch.eye(len(error), dtype=torch.float64) if problem.row_hessian is None else problem.row_hessian.double()

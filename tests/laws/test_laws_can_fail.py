@@ -21,6 +21,7 @@ from laws.statements import (
     law_side_car_pays,
     law_transform_preserves_function,
     law_transform_preserves_loss,
+    solve,
 )
 from laws.toys import Codebook, Factors, LowRank, Rotated
 from lowbit.codes import IntegerGrid
@@ -200,7 +201,7 @@ class Guesses:
 def test_recipe_laws_see_lost_bits_and_unseeded_randomness():
     recipe = Recipe("broken", SecondMoment(), NoTransform(), KeepsScalesUnrounded(4), Nearest())
     with fails():
-        law_layer_survives_storage(recipe, PROBLEM)
+        law_layer_survives_storage(solve(recipe, PROBLEM))
     recipe = Recipe("broken", SecondMoment(), NoTransform(), IntegerGrid(4), Guesses())
     with fails():
         law_same_seed_same_bytes(recipe, PROBLEM)
