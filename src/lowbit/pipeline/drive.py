@@ -119,8 +119,9 @@ def quantize_blocks(run: Run) -> Tensor:
     """Quantize every planned layer; returns the check's logits [1, T, vocabulary] by the quantized model."""
     reads = run.reads
     gradients = _gradients(run) if reads & GRADIENTS else {}
-    hidden = _embed(run, "float_inputs" in reads)
     done = 0
+    run.progress("quantizing layers", done, len(run.plan.layers))  # a first layer may take minutes
+    hidden = _embed(run, "float_inputs" in reads)
     for index, block in enumerate(run.source.blocks):
         run.source.load(block.module, block.name)
         passage = _passage(run, hidden, index)
