@@ -28,13 +28,25 @@ def mix_in_product(mean: Tensor, before: float, share: float, x: Tensor, y: Tens
     left = _pieces(x)
     right = left if y is x else _pieces(y)
     for band in bands(len(mean), _PRODUCT_BAND):
-        width = band.stop - band.start
-        product = rows_times(left[0][band], right[0][band.start :])
-        for a, b in zip(left[1:], right[1:], strict=True):
-            product += rows_times(a[band], b[band.start :])
+        width, product = band.stop - band.start, _summed(left, right, band, band.start)
         rows = mean[band, band.start :].mul_(before).add_(product, alpha=share)
         rows[:, :width] = rows[:, :width].triu() + rows[:, :width].triu(1).T
         mean[band.stop :, band] = rows[:, width:].T
+
+
+def mix_in_any_product(mean: Tensor, before: float, share: float, x: Tensor, y: Tensor) -> None:
+    """`mix_in_product` for a product that is not symmetric, of which all is computed."""
+    left, right = _pieces(x), _pieces(y)
+    for band in bands(len(mean)):
+        mean[band].mul_(before).add_(_summed(left, right, band, 0), alpha=share)
+
+
+def _summed(left: list[Tensor], right: list[Tensor], band: slice, start: int) -> Tensor:
+    """Rows `band` of a product, its columns from `start` on, as the sum of that of pieces."""
+    product = rows_times(left[0][band], right[0][start:])
+    for a, b in zip(left[1:], right[1:], strict=True):
+        product += rows_times(a[band], b[start:])
+    return product
 
 
 def _pieces(x: Tensor) -> list[Tensor]:

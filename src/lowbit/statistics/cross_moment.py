@@ -31,7 +31,7 @@ from lowbit.core.linalg import no_signal, one_thread, unit_upper_factor
 from lowbit.core.parts import Observable, Observed
 from lowbit.core.problem import LayerProblem
 from lowbit.core.records import Outcome
-from lowbit.core.symmetric import bands
+from lowbit.core.symmetric import mix_in_any_product
 from lowbit.statistics.second_moment import Moments, no_moments
 
 _POWER_STEPS = 30
@@ -64,9 +64,8 @@ class CrossMoment:
     def update(self, state: CrossMoments, seen: Observed) -> CrossMoments:
         z, x = seen["inputs"], seen["float_inputs"]
         count = state.own.tokens + len(z)
-        moved = x - z
-        for band in bands(z.shape[1]):
-            state.shift[band].mul_(state.own.tokens / count).add_(moved[:, band].T @ z, alpha=1 / count)
+        if len(z):
+            mix_in_any_product(state.shift, state.own.tokens / count, 1 / count, x - z, z)
         return CrossMoments(state.own.with_product(z, z, len(z)), state.shift)
 
     def merge(self, a: CrossMoments, b: CrossMoments) -> CrossMoments:
