@@ -115,7 +115,8 @@ def _show_machine(console: "Console", machine: "Machine", speeds: "Speeds") -> N
     table.add_row("memory", f"{numbers.size(machine.memory)}, {numbers.size(machine.free_memory)} free")
     table.add_row("disk", f"{numbers.size(machine.free_disk)} free in this folder")
     table.add_row("cores", f"{machine.cores} for this process, {machine.simd}")
-    table.add_row("GPU", "; ".join(f"{name}, {numbers.size(memory)}" for name, memory in machine.gpus) or "none")
+    gpus = "; ".join(f"{name}, {numbers.size(memory)}" for name, memory in machine.gpus)
+    table.add_row("GPU", f"{gpus} (calibration with --device cuda; times below are without)" if gpus else "none")
     table.add_row("versions", ", ".join(f"{name} {at or 'not installed'}" for name, at in machine.versions.items()))
     table.add_row("copies", f"{numbers.size(speeds.copy)}/s read and written")
     table.add_row(

@@ -66,7 +66,7 @@ def _less_time(work: Workload) -> str:
         seconds = run_seconds(replace(work, samples=samples))
         if seconds <= LONGEST_SECONDS:
             return f"--samples {samples} takes {numbers.rough_duration(seconds)}"
-    return "needs more cores, or several machines (--cluster)"
+    return "needs more cores, a GPU for calibration (--device cuda), or several machines (--cluster)"
 
 
 def _fewer(work: Workload) -> list[int]:
