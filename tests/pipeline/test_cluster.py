@@ -28,7 +28,9 @@ CALIBRATION = Calibration(samples=7, length=32)
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
-    """Two windows at a time, so that there is something to share."""
+    """Two windows at a time, so that there is something to share; of a short text, so that reading takes no time."""
+    text = " ".join(f"{i} and {i * i % 97}," for i in range(400))
+    monkeypatch.setattr("lowbit.pipeline.quantize.read_texts", lambda source: [text])
     monkeypatch.setattr("lowbit.pipeline.drive.BATCH_TOKENS", 64)
 
 
