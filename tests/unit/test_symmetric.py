@@ -7,7 +7,15 @@ import torch
 
 from lowbit.core.linalg import unit_upper_factor
 from lowbit.core.recall import Recall
-from lowbit.core.symmetric import from_upper_bands, mix_in_product, quadratic_form, symmetrize, turn, upper_bands
+from lowbit.core.symmetric import (
+    from_upper_bands,
+    mix_in_any_product,
+    mix_in_product,
+    quadratic_form,
+    symmetrize,
+    turn,
+    upper_bands,
+)
 
 SIZES = [1, 2, 5, 511, 512, 513, 1025, 1100]
 
@@ -24,6 +32,14 @@ def test_a_product_is_mixed_in(k):
     mix_in_product(mean, 0.25, 0.5, x, x)
     torch.testing.assert_close(mean, expected)
     assert torch.equal(mean, mean.T)
+
+
+@pytest.mark.parametrize("k", SIZES)
+def test_a_product_that_is_not_symmetric_is_mixed_in(k):
+    x, y, mean = random(700, k), random(700, k + 1)[:, :k], random(k, k)
+    expected = 0.25 * mean + 0.5 * x.T @ y
+    mix_in_any_product(mean, 0.25, 0.5, x, y)
+    torch.testing.assert_close(mean, expected)
 
 
 @pytest.mark.parametrize("k", SIZES)
