@@ -2,6 +2,8 @@
 
 import json
 import random
+import shutil
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -18,9 +20,15 @@ from pipeline.tiny import save_tiny
 CALIBRATION = Calibration(samples=2, length=32)
 
 
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    return save_tiny("llama", tmp_path_factory.mktemp("sound"))
+
+
 @pytest.fixture
-def model(tmp_path):
-    return save_tiny("llama", tmp_path / "model")
+def model(sound, tmp_path):
+    """A copy, to be damaged."""
+    return Path(shutil.copytree(sound, tmp_path / "model"))
 
 
 def refused(model, out, message, recipe="optq", **settings):

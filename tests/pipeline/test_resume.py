@@ -2,12 +2,7 @@
 
 import functools
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -52,8 +47,8 @@ def run(model, out, **changed):
 @pytest.mark.parametrize(
     ("line", "when"),
     [
-        *((line, "before") for line in (2, 3, 5, 8, 12, 15, 16, LINES)),
-        *((line, when) for line in (2, 8, 16, LINES) for when in ("middle", "after")),
+        *((line, "before") for line in (2, 5, 8, 15, LINES)),
+        *((line, when) for line in (2, LINES) for when in ("middle", "after")),
     ],
 )
 def test_killed_at_a_journal_line_and_resumed_gives_the_same_bytes(model, finished, tmp_path, monkeypatch, line, when):
@@ -192,23 +187,6 @@ def test_killed_when_all_is_in_place_leaves_a_model_with_its_report(model, finis
     for resume, message in ((True, "holds a finished model"), (False, "not empty. Give another folder")):
         with pytest.raises(BadRequest, match=message):
             run(model, out, options=Options(resume))
-
-
-def test_kill_minus_nine(model, finished, tmp_path):
-    """A real process, really killed, wherever it happens to be."""
-    out = tmp_path / "out"
-    command = [sys.executable, "-m", "lowbit", "quantize", str(model), "--out", str(out), "--recipe", "optq"]
-    command += ["--set", "bits=3", "--set", "group_size=16", "--samples", "4", "--sequence-length", "32"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    journal = out / ".lowbit" / "journal.jsonl"
-    while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") >= 4):
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (out / "config.json").exists()
-    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert contents(out) == finished
 
 
 def test_one_thread_or_two_give_the_same_bytes(model, finished, tmp_path):
