@@ -21,7 +21,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from lowbit.core.limit import MOST_EIGENVALUES
-from lowbit.formats.files import write_bytes_atomically, write_json_atomically
+from lowbit.formats.files import write_json_atomically, write_text_atomically
 from lowbit.report import numbers
 from lowbit.report.card import write_card
 from lowbit.report.findings import findings
@@ -67,7 +67,7 @@ def write_report(record: Record, folder: Path) -> None:
         left_alone=_left_alone(record["left_alone"]),
     )
     write_json_atomically(folder / "report.json", record)
-    write_bytes_atomically(folder / "report.html", page.encode())
+    write_text_atomically(folder / "report.html", page)
     write_card(folder, record)
 
 
@@ -80,7 +80,7 @@ def demo_report(rows: Sequence[Mapping[str, Any]], texts: Mapping[str, str], pat
     from lowbit.report.figures import pareto_svg  # matplotlib takes a second to import; most commands draw nothing
 
     figure = Markup(pareto_svg(rows))
-    write_bytes_atomically(path, render("demo.html", rows=rows, figure=figure, texts=_compared(texts)).encode())
+    write_text_atomically(path, render("demo.html", rows=rows, figure=figure, texts=_compared(texts)))
 
 
 def render(template: str, **values: Any) -> str:
