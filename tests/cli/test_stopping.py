@@ -20,6 +20,16 @@ def model(tmp_path_factory):
     return save_tiny("llama", tmp_path_factory.mktemp("model"))
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """Signals as a terminal's command finds them; in the background of a script Ctrl-C is ignored."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    found = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in found.items():
+        signal.signal(number, handler)
+
+
 def called(monkeypatch, *arguments):
     """The exit code of the command line."""
     monkeypatch.setattr(sys, "argv", ["lowbit", *map(str, arguments)])

@@ -177,7 +177,7 @@ BAD = [
     (lambda: Lookup(ScaledLevels(), 0), 'group_size=0.*"row" or "tensor"'),
     (lambda: Lookup(ScaledLevels(), scales="lazy"), '"dynamic" or "static"'),
     (lambda: make_recipe("llm_fp4", {"bits": 2}), "bits=2.*3 to 8"),
-    (lambda: make_recipe("block_float", {"format": "mxfp5"}), "format='mxfp5'.*nvfp4"),
+    (lambda: make_recipe("block_float", {"format": "mxfp5"}), "format must be .*nvfp4.; 'mxfp5' was given"),
 ]
 
 

@@ -28,13 +28,13 @@ MODEL = Path(str(files("lowbit.demo"))) / "model"
 PROMPT = 'def read_lines(path):\n    """Read'
 _GROUP = {"group_size": 64, "range": "mse"}
 _RECIPES: dict[str, tuple[str, dict[str, object]]] = {
-    "rtn": ("rtn", {}),
     "rtn g64": ("rtn", _GROUP),
     "optq": ("optq", {}),
     "optq g64": ("optq", _GROUP | {"act_order": True, "static_groups": True}),
+    "integers g64": ("integers", {"group_size": 64}),
     "trellis": ("trellis", {"scales": "tensor"}),
 }
-# A trellis takes some 15 seconds here, the others together as long.
+# A trellis and lowbit's own integers take half a minute each here, the others seconds.
 _CHOICES = [(bits, label) for bits in (4, 3, 2) for label in _RECIPES if label != "trellis" or bits == 2]
 
 
