@@ -6,7 +6,7 @@ Then loss = sum_j d_j |(E A)_j|^2 for E = W_hat - W: each column meets its own c
 columns before it are cancelled. This is LDLQ's form (QuIP, arXiv 2307.13304, eq. 4) and equals OPTQ's Cholesky
 factor of the inverse (arXiv 2210.17323) with 1/d_j = U_jj^2; one factorisation instead of three.
 
-Cost: K^3/3 multiply-adds in float64, 8 K^2 bytes beside H. The result does not depend on the number of threads:
+Cost: K^3 / 6 multiply-adds in float64, 8 K^2 bytes beside H. The result does not depend on the number of threads:
 LAPACK's own factorisation does, so we call it on fixed diagonal blocks by one thread and leave the rest to products.
 Layers that share their inputs have one Hessian, the same tensor, and get the same factor.
 """
