@@ -87,7 +87,7 @@ def test_llamas_have_about_the_shapes_of_their_size(size, blocks, width):
 
 def test_memory_grows_with_what_a_recipe_looks_at():
     peaks = [peak_memory(practical.llama_workload(10**9, recipe, 16, 2048)) for recipe in (rtn(), optq(), trellis())]
-    assert peaks == sorted(peaks)
+    assert peaks[0] < peaks[1] < peaks[2]
     few, more = (practical.llama_workload(10**9, optq(), samples, 2048) for samples in (16, 64))
     held = activation_memory(more) - activation_memory(few)
     assert 0 < held <= more.budget
