@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lowbit.cli.practical import Judgement
     from lowbit.pipeline.machine import Machine, Speeds
 
-_ONE_OF_EACH_KIND = ["rtn", "optq", "beam", "quip_sharp", "gptvq", "qtip", "trellis"]
+_ONE_OF_EACH_KIND = ["rtn", "optq", "kquant", "integers", "exl3", "gptvq", "trellis"]
 _SIZES = ["1B", "8B", "70B"]
 
 
