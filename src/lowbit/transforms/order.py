@@ -31,7 +31,6 @@ from lowbit.core.problem import LayerProblem
 from lowbit.core.records import FittedTransform
 from lowbit.transforms.identity import StoresNothing
 
-
 _BLOCK = 64
 
 
