@@ -8,9 +8,9 @@
 Each recipe is run once to compile and once to measure, in this process, with the functions that begin the stages
 timed; time is counted where it is spent and not again around it, in seconds of the processor, so that other jobs on
 the machine do not count. In the solver are the target that CrossMoment solves for and all of `quantize_layer` but the
-figures that it reports. With `--peer-python`, optq (4 bits, groups of 128, symmetric) and GPTQModel's run of the same from
-folder to folder, on the same windows, each in a process of its own, in turn (see optq.py, which says how to make the
-peer's environment). Prints JSON.
+figures that it reports. With `--peer-python`, optq (4 bits, groups of 128, symmetric) and GPTQModel's run of the same
+from folder to folder, on the same windows, each in a process of its own, in turn (see optq.py, which says how to make
+the peer's environment). Prints JSON.
 """
 
 import argparse
