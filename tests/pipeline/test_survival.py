@@ -6,6 +6,7 @@ nothing finished is lost.
 
 import errno
 import io
+import itertools
 import os
 import random
 import shutil
@@ -62,11 +63,13 @@ def seconds(forks, tmp_path_factory):
     return time.perf_counter() - started
 
 
-def survives(forks, seconds, out, finished, seed):
-    draw = random.Random(seed)
-    for lines in sorted(draw.choices(range(LINES + 1), k=KILLS_OF_A_RUN)):
+def kills_survived(forks, seconds, out, finished, draw, most):
+    """How many kills a run met, `most` if it did not end before; it is resumed until it has ended."""
+    kills = 0
+    for lines in sorted(draw.choices(range(LINES + 1), k=most)):
         status = forks.run(out, lines, draw.uniform(0, seconds / 5))
         assert status in (KILLED, 0)
+        kills += status == KILLED
         if (out / "config.json").exists():
             break
         with pytest.raises(BadRequest):
@@ -74,17 +77,25 @@ def survives(forks, seconds, out, finished, seed):
     if not (out / "config.json").exists() or (out / ".lowbit" / "journal.jsonl").exists():
         assert forks.run(out) == 0
     assert contents(out) == finished
+    return kills
+
+
+def survives(forks, seconds, place, finished, seed):
+    """Kill run after run, KILLS_OF_A_RUN times in all."""
+    draw, left, runs = random.Random(seed), KILLS_OF_A_RUN, itertools.count()
+    while left:
+        left -= kills_survived(forks, seconds, place / f"run-{next(runs)}", finished, draw, left)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_killed_at_random_instants(forks, seconds, finished, tmp_path, seed):
-    survives(forks, seconds, tmp_path / "out", finished, seed)
+def test_killed_at_twenty_random_instants(forks, seconds, finished, tmp_path, seed):
+    survives(forks, seconds, tmp_path, finished, seed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5, 60))
 def test_killed_at_two_hundred_more_instants(forks, seconds, finished, tmp_path, seed):
-    survives(forks, seconds, tmp_path / "out", finished, seed)
+    survives(forks, seconds, tmp_path, finished, seed)
 
 
 @pytest.mark.parametrize("left", [[], [".lowbit/"], [".lowbit/journal.jsonl"]])
