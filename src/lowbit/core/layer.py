@@ -18,7 +18,8 @@ from lowbit.core.recipe import Recipe
 from lowbit.core.records import FittedTransform, Guarantee, Outcome, Side
 from lowbit.core.stored import codes_from_fields, codes_to_fields
 
-_SAMPLED_ROWS = 256
+SAMPLED_ROWS = 256
+"""Of a layer, for its loss to nearest."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +118,7 @@ def _nearest_loss(layer: QuantizedLayer, problem: LayerProblem) -> float | None:
     w_hat = layer.transform.undo(values)
     if problem.row_hessian is not None:
         return problem.relative_loss(w_hat)
-    rows = slice(None, None, math.ceil(layer.shape[0] / _SAMPLED_ROWS))
+    rows = slice(None, None, math.ceil(layer.shape[0] / SAMPLED_ROWS))
     return LayerProblem(problem.weight[rows], problem.hessian).relative_loss(w_hat[rows])
 
 

@@ -20,7 +20,7 @@ import psutil
 import torch
 
 from lowbit.core.errors import BadRequest
-from lowbit.core.layer import quantize_layer
+from lowbit.core.layer import SAMPLED_ROWS, quantize_layer
 from lowbit.core.limit import MOST_EIGENVALUES
 from lowbit.core.parts import GRADIENTS, Observable
 from lowbit.core.problem import LayerProblem
@@ -55,8 +55,6 @@ _SMALL_SECONDS = 2.0
 _MOMENT_PENALTY, _SLAB_PENALTY, _DOUBLE_PENALTY = 1.5, 2.0, 1.25
 # Eigenvalues are products with vectors for one half, and those take so many times as long as products of matrices.
 _VECTOR_PENALTY = 2
-# The loss to nearest is that of so many rows.
-_SAMPLED_ROWS = 256
 # A trial takes at least this long in seconds, or has all the layer's outputs.
 _LONG_ENOUGH = 0.2
 _TRIAL_INPUTS, _TRIAL_OUTPUTS, _MOST_TRIAL_OUTPUTS = 256, 128, 2048
@@ -268,8 +266,8 @@ def _layer_algebra(layer: LayerWork) -> Algebra:
     n, k = layer.shape
     half = k * k / 2
     return Algebra(
-        (n * (_SLAB_PENALTY + 2) + _SAMPLED_ROWS) * half,
-        (n + _SAMPLED_ROWS) * half,
+        (n * (_SLAB_PENALTY + 2) + SAMPLED_ROWS) * half,
+        (n + SAMPLED_ROWS) * half,
         4 * _WEIGHT_TOUCHES * layer.weights,
     )
 

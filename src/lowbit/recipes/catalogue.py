@@ -103,6 +103,6 @@ def make_recipe(name: str, settings: Mapping[str, object] | None = None) -> Reci
     own = {setting: value for setting, value in given.items() if setting in known}
     for setting, value in own.items():
         require_type(value, known[setting], f"{name}: {setting}")
-    recipe = from_dict(to_dict(function(**own)))
+    recipe = from_dict(to_dict(function(**own)))  # which checks the fields of its parts as well
     parts = {setting: str(value) for setting, value in given.items() if setting not in known}
     return with_parts(recipe, parts) if parts else recipe

@@ -46,7 +46,7 @@ def by_norm(problem: LayerProblem) -> Permutation:
 
 def by_pivot(problem: LayerProblem) -> Permutation:
     """Columns such that each has the least pivot of all those not after it; ties in their own order, last first."""
-    H, k = problem.hessian.double().clone(), problem.shape[1]
+    H, k = problem.hessian.to(torch.float64, copy=True), problem.shape[1]
     remaining, order = H.diagonal().clone(), torch.empty(k, dtype=torch.int64)
     for start in range(0, k, _BLOCK):
         factor = torch.zeros(k, min(_BLOCK, k - start), dtype=torch.float64)
